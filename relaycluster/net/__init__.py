@@ -1,0 +1,1 @@
+"""Sockets: the SMTP listeners, the connections to next hops, DNS, TLS and the operator's HTTP."""

@@ -1,0 +1,1 @@
+"""Where the queue lives: a reference implementation in memory, and Redis."""
