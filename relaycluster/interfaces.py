@@ -6,9 +6,11 @@ Who implements what: `node/edge.py` is the `IIntake` that `net/inbound.py` talks
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import TYPE_CHECKING
 
+from attrs import frozen
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
@@ -16,11 +18,12 @@ if TYPE_CHECKING:
 
     from relaycluster.mail.address import Address
     from relaycluster.mail.envelope import Envelope
+    from relaycluster.mail.item import Claim, Item, Notice
     from relaycluster.mail.reply import Reply
     from relaycluster.mail.session import Session
+    from relaycluster.policy.cluster import Member, Ownership, Snapshot
     from relaycluster.policy.routing import AddressAnswer, MXAnswer
 
-# mypy: disable-error-code="empty-body,no-self-argument,no-untyped-def"
 
 
 class IContentSink(Interface):
@@ -70,4 +73,160 @@ class IMXResolver(Interface):
 class ILease(Interface):
     """Whether this node may act as an owner right now."""
 
-    valid = Attribute("A callable without arguments that returns True while the node's lease is proven by its own clock.")
+    valid = Attribute(
+        "A callable without arguments that returns True while the node's lease is proven by its own clock."
+    )
+
+
+class QueueError(Exception):
+    """The queue could not do what was asked, and nothing was half-done."""
+
+
+class QueueUnavailable(QueueError):
+    """No answer: whether it happened is unknown. All transitions may be repeated."""
+
+
+class QueueFull(QueueError):
+    """The store refuses to grow (`maxmemory`). Nothing was written."""
+
+
+class NotOwner(QueueError):
+    """The partition belongs to somebody else by now: look at the membership, claim nothing."""
+
+
+class Settled(Enum):
+    """What a settling transition found."""
+
+    DONE = "done"  # the transition happened, now or at an earlier try
+    STALE = "stale"  # the token is not valid any more: nothing was changed
+    NOTED = "noted"  # the token is valid, but a stale holder reported deliveries: look at them and settle again
+
+
+class IQueue(Interface):
+    """The shared queue: docs/design/queue.md is its specification.
+
+    Every method returns a Deferred that may fail with a `QueueError`. Times are queue time in milliseconds.
+    """
+
+    partitions = Attribute("The number of partitions of this cluster.")
+
+    def now_ms() -> int:
+        """Queue time, as estimated from the last answers."""
+
+    def put_chunk(partition: int, message_id: str, number: int, data: bytes) -> Deferred[None]:
+        """Write a piece of a large content ahead of its enqueue; it vanishes by itself when none follows."""
+
+    def enqueue(item: Item, content: bytes, lease: tuple[Ownership, int] | None) -> Deferred[Claim | None]:
+        """The item exists, durably, when this fires. With `lease` (an ownership and a claim number), the item may go straight
+        into the caller's hands: then the claim is the result. `content` is the head; empty when it lies at home.
+        Repeating the call with the same id changes nothing."""
+
+    def enqueue_spread(items: Sequence[Item], content: bytes) -> Deferred[None]:
+        """A message for several domains exists, durably, when this fires; each item must then be enqueued."""
+
+    def spread_done(message_id: str) -> Deferred[None]:
+        """All items of the message were enqueued."""
+
+    def spreads(partition: int) -> Deferred[Sequence[Sequence[Item]]]:
+        """Messages at home here whose items may not all be enqueued."""
+
+    def claim(owner: Ownership, domain: str, limit: int, number: int) -> Deferred[Sequence[Claim]]:
+        """Up to `limit` due items of the domain, most urgent first, oldest first. Claim numbers count up from `number`.
+        Fails with `NotOwner`."""
+
+    def content(item: Item, chunk: int) -> Deferred[bytes]:
+        """A piece of the item's content: 0 is the head."""
+
+    def finish(claim: Claim, delivered: bool, notice: Notice | None) -> Deferred[Settled]:
+        """No recipient is left: the item is settled, and `notice` owed. `delivered` when all recipients got it: that is recorded
+        even from a stale holder."""
+
+    def defer(claim: Claim, item: Item, delay_ms: int, notice: Notice | None) -> Deferred[Settled]:
+        """Some recipients are left: `item` (the new value) is due again after `delay_ms`, and `notice` owed."""
+
+    def put_back(claim: Claim) -> Deferred[Settled]:
+        """The holder did not try: the item is due as before."""
+
+    def note(claim: Claim, recipients: Sequence[str]) -> Deferred[None]:
+        """A stale holder delivered to these recipients: whoever holds the item next shall know."""
+
+    def leave_home(item: Item) -> Deferred[None]:
+        """An item of a message for several domains was settled: its home need not keep the content for it."""
+
+    def notices(partition: int) -> Deferred[Sequence[Notice]]:
+        """Notices owed here."""
+
+    def notice_done(partition: int, notice_id: str) -> Deferred[None]:
+        """The notice was enqueued."""
+
+    def acquire(partition: int, incarnation: int, snapshot: Snapshot) -> Deferred[Ownership | None]:
+        """Become the owner, unless a living incarnation is: then None."""
+
+    def release(owner: Ownership) -> Deferred[None]:
+        """Stop being the owner. What is in flight stays with its holder."""
+
+    def recover(owner: Ownership, snapshot: Snapshot) -> Deferred[Recovered]:
+        """Put the items of dead holders back. Fails with `NotOwner`."""
+
+    def pause(owner: Ownership, domain: str, delay_ms: int) -> Deferred[None]:
+        """The domain is not due before `delay_ms` have passed, whatever arrives for it."""
+
+    def due(partitions: Sequence[int]) -> Deferred[Sequence[tuple[int, str, int]]]:
+        """The poll: (partition, domain, due time) of what is due first in each of the partitions."""
+
+    def sweep(owner: Ownership, older_than_ms: int) -> Deferred[int]:
+        """The janitor: contents whose items are all gone leave; returns how many parts did."""
+
+    def tally(partitions: Sequence[int]) -> Deferred[Tally]:
+        """Numbers for the metrics."""
+
+
+@frozen
+class Recovered:
+    """What `recover` found: ids of items that wait again, and of those that are held for the operator."""
+
+    waiting: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+
+
+@frozen
+class Tally:
+    """How much there is in some partitions. `ready` of the waiting are due by now; `bytes` counts what waits; `oldest_ms` is the
+    arrival of the oldest item that is due, 0 when there is none; `domains` the largest backlogs."""
+
+    waiting: int = 0
+    ready: int = 0
+    leased: int = 0
+    held: int = 0
+    bytes: int = 0
+    oldest_ms: int = 0
+    domains: tuple[tuple[str, int], ...] = ()
+
+
+class IMembership(Interface):
+    """Who is in the cluster."""
+
+    def join(member: Member) -> Deferred[Member]:
+        """Enter with a new incarnation; fails with `NameTaken` when another node lives under this id."""
+
+    def beat(member: Member) -> Deferred[Snapshot | None]:
+        """Renew the lease; None when it had run out: this incarnation is over."""
+
+    def leave(member: Member) -> Deferred[None]:
+        """Go at once."""
+
+
+class NameTaken(QueueError):
+    """Another living node uses this node id."""
+
+
+class IThrottle(Interface):
+    """Limits that hold over the whole cluster."""
+
+    def take(limit: str, interval_us: int, burst: int, wanted: int) -> Deferred[tuple[Sequence[int], int]]:
+        """Up to `wanted` slots of a rate: delays in microseconds from now at which each may be used, and, when there are none,
+        in how many microseconds to ask again."""
+
+    def hold(limit: str, incarnation: int, wanted: int, maximum: int, snapshot: Snapshot) -> Deferred[int]:
+        """This node now holds `wanted` connections of the limit, or as many as the others leave of `maximum`, which is the result.
+        Lowering always succeeds."""
