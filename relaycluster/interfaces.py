@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from relaycluster.policy.routing import AddressAnswer, MXAnswer
 
 
-
 class IContentSink(Interface):
     """Takes the content of one message, in order, and answers for it.
 
@@ -142,10 +141,14 @@ class IQueue(Interface):
         even from a stale holder."""
 
     def defer(claim: Claim, item: Item, delay_ms: int, notice: Notice | None) -> Deferred[Settled]:
-        """Some recipients are left: `item` (the new value) is due again after `delay_ms`, and `notice` owed."""
+        """Some recipients are left: `item` (the new value) is due again after `delay_ms`, and `notice` owed. `NOTED` when a
+        stale holder reported deliveries that `claim.delivered` does not show: ask for `notes` and settle again."""
 
     def put_back(claim: Claim) -> Deferred[Settled]:
         """The holder did not try: the item is due as before."""
+
+    def notes(claim: Claim) -> Deferred[tuple[str, ...]]:
+        """The recipients that stale holders reported as delivered."""
 
     def note(claim: Claim, recipients: Sequence[str]) -> Deferred[None]:
         """A stale holder delivered to these recipients: whoever holds the item next shall know."""
@@ -223,7 +226,7 @@ class NameTaken(QueueError):
 class IThrottle(Interface):
     """Limits that hold over the whole cluster."""
 
-    def take(limit: str, interval_us: int, burst: int, wanted: int) -> Deferred[tuple[Sequence[int], int]]:
+    def take(limit: str, interval_ns: int, burst: int, wanted: int) -> Deferred[tuple[Sequence[int], int]]:
         """Up to `wanted` slots of a rate: delays in microseconds from now at which each may be used, and, when there are none,
         in how many microseconds to ask again."""
 

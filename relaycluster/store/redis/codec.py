@@ -1,0 +1,147 @@
+"""Packed, versioned values: items, spread records, notices, members and contents, as bytes that live in Redis.
+
+An item opens with a head that the scripts read (lua/lib/item.lua): version, flags, holder deaths, class, length of the
+domain, the domain, and the content's size in four octets. Behind it stands everything else as one MessagePack array.
+A version that is not known is refused: a node that is too old must not guess.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgpack
+import zstandard
+
+from relaycluster.interfaces import QueueError
+from relaycluster.mail.address import NULL, Address
+from relaycluster.mail.envelope import BodyType, Envelope, MessageClass
+from relaycluster.mail.item import Item, Notice
+from relaycluster.policy.cluster import Member
+
+VERSION = 1
+POSSIBLE_DUPLICATE = 1
+DELAY_NOTIFIED = 2
+
+_CLASSES = {message_class.value: message_class for message_class in MessageClass}
+_EIGHT_BIT, _SMTPUTF8 = 1, 2
+
+_pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
+_compressor = zstandard.ZstdCompressor(level=1)
+_decompressor = zstandard.ZstdDecompressor()
+
+RAW, ZSTD = b"0", b"z"
+WORTH_COMPRESSING = 1024
+"""Smaller contents stay as they are: they gain less than a key's overhead."""
+MOST_KEPT = 0.9
+"""Compressed only when it saves a tenth: else reading it back costs time for nothing."""
+
+
+class UnknownVersion(QueueError):
+    """A value was written by a newer release."""
+
+
+def pack_item(item: Item) -> bytes:
+    """An item as bytes."""
+    domain = item.domain.encode("ascii")
+    envelope = item.envelope
+    flags = item.possible_duplicate * POSSIBLE_DUPLICATE | item.delay_notified * DELAY_NOTIFIED
+    head = bytes((VERSION, flags, item.holder_deaths, item.message_class.value, len(domain)))
+    kinds = (envelope.body is BodyType.EIGHT_BIT) * _EIGHT_BIT | envelope.smtputf8 * _SMTPUTF8
+    rest: bytes = _pack(
+        (
+            item.id,
+            envelope.reverse_path.text,
+            envelope.reverse_path.domain,
+            [recipient.text for recipient in envelope.recipients],
+            kinds,
+            item.arrived_ms,
+            item.attempts,
+            item.last_reply,
+            item.chunks,
+            item.home,
+        )
+    )
+    return b"%s%s%s%s" % (head, domain, item.size.to_bytes(4, "big"), rest)
+
+
+def unpack_item(data: bytes) -> Item:
+    """The item that `pack_item` wrote; flags and deaths as the scripts left them. Raises `UnknownVersion`."""
+    if data[0] != VERSION:
+        raise UnknownVersion(
+            f"a queued item has format version {data[0]}, this release reads {VERSION}: upgrade this node"
+        )
+    end = 5 + data[4]
+    domain = data[5:end].decode("ascii")
+    rest = msgpack.unpackb(data[end + 4 :])
+    identifier, sender, sender_domain, recipients, kinds, arrived_ms, attempts, last_reply, chunks, home = rest[:10]
+    flags = data[1]
+    return Item(
+        id=identifier,
+        domain=domain,
+        envelope=Envelope(
+            reverse_path=Address(sender, sender_domain) if sender else NULL,
+            recipients=tuple(Address(text, domain) for text in recipients),
+            body=BodyType.EIGHT_BIT if kinds & _EIGHT_BIT else BodyType.SEVEN_BIT,
+            smtputf8=bool(kinds & _SMTPUTF8),
+        ),
+        size=int.from_bytes(data[end : end + 4], "big"),
+        arrived_ms=arrived_ms,
+        message_class=_CLASSES[data[3]],
+        attempts=attempts,
+        last_reply=last_reply,
+        chunks=chunks,
+        home=home,
+        possible_duplicate=bool(flags & POSSIBLE_DUPLICATE),
+        holder_deaths=data[2],
+        delay_notified=bool(flags & DELAY_NOTIFIED),
+    )
+
+
+def pack_content(content: bytes, compress: bool = True) -> bytes:
+    """A body or a chunk: a marker octet, and the octets raw or compressed, whichever pays."""
+    if compress and len(content) >= WORTH_COMPRESSING:
+        compressed = _compressor.compress(content)
+        if len(compressed) < MOST_KEPT * len(content):
+            return ZSTD + compressed
+    return RAW + content
+
+
+def unpack_content(data: bytes) -> bytes:
+    """What `pack_content` was given."""
+    return _decompressor.decompress(data[1:]) if data[:1] == ZSTD else data[1:]
+
+
+def pack_items(items: Sequence[Item]) -> bytes:
+    """The record of a message for several domains."""
+    packed: bytes = _pack([pack_item(item) for item in items])
+    return packed
+
+
+def unpack_items(data: bytes) -> tuple[Item, ...]:
+    """The items of such a record."""
+    return tuple(unpack_item(item) for item in msgpack.unpackb(data))
+
+
+def pack_notice(notice: Notice) -> bytes:
+    """A notice that is owed."""
+    packed: bytes = _pack((pack_item(notice.item), notice.content))
+    return packed
+
+
+def unpack_notice(data: bytes) -> Notice:
+    """The notice that `pack_notice` wrote."""
+    item, content = msgpack.unpackb(data)
+    return Notice(unpack_item(item), content)
+
+
+def pack_member(member: Member) -> bytes:
+    """A member as `beat` sends it: name and key in lines of their own, then the rest."""
+    rest = _pack((list(member.roles), member.weight, member.hostname, member.draining))
+    return b"%s\n%s\n%s" % (member.id.encode(), member.key.encode(), rest)
+
+
+def unpack_member(incarnation: int, data: bytes) -> Member:
+    """The member that `pack_member` wrote."""
+    name, key, rest = data.split(b"\n", 2)
+    roles, weight, hostname, draining = msgpack.unpackb(rest)
+    return Member(incarnation, name.decode(), key.decode(), tuple(roles), weight, hostname, draining)

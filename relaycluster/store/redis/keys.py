@@ -1,0 +1,73 @@
+"""Every key name, in one place, for Python and for the scripts.
+
+A key is a tag and a suffix. The tag in braces decides the slot in Redis Cluster: a partition, a limit, or the cluster.
+The scripts get the tag as KEYS[1] and the suffixes below as Lua constants (see `scripts.py`).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from relaycluster.mail import queue_id
+
+CLUSTER = b"{rc:cluster}"
+MEMBERSHIP_CHANNEL = b"rc:cluster"
+WAKE_CHANNEL = b"rc:wake:"  # and the owner's incarnation
+
+SUFFIXES = {
+    "OWNER": b":owner",
+    "INDEX": b":index",
+    "DUE": b":due:",  # class ":" domain
+    "LEASED": b":leased",
+    "ITEM": b":item:",  # id
+    "BODY": b":body:",  # id, or id ":" chunk
+    "DONE": b":done:",  # slot
+    "SPREAD": b":spread",
+    "PARTS": b":parts:",  # id
+    "HOMES": b":homes",
+    "NOTICES": b":notices",
+    "NOTES": b":notes",
+    "HELD": b":held",
+    "PAUSED": b":paused",
+    "BACKLOG": b":backlog",
+    "COUNTS": b":counts",
+    "SCHEMA": b":schema",
+    "CLOCK": b":clock",
+    "MEMBERS": b":members",
+    "BEATS": b":beats",
+    "RATE": b":rate",
+    "SLOTS": b":slots",
+}
+
+# Entries of an index that are not domains: work of the partition itself. A domain has no asterisk.
+SPREAD_WORK = "*spread"
+NOTICE_WORK = "*notices"
+
+DONE_SLOT_MS = 60_000
+"""Settled ids are kept together by the minute of the id's own time: small hashes, which Redis packs densely."""
+
+
+@cache
+def partition_tag(partition: int) -> bytes:
+    """The hash tag of a partition: `{rc:0017}`."""
+    return b"{rc:%04d}" % partition
+
+
+def limit_tag(limit: str) -> bytes:
+    """The hash tag of a limit."""
+    return b"{rc:limit:%s}" % limit.encode().replace(b"}", b"%7D")
+
+
+def done_slot(identifier: str) -> bytes:
+    """The slot that an id will be looked up in once it is settled."""
+    return b"%x" % (queue_id.time_ms(identifier) // DONE_SLOT_MS)
+
+
+def done_field(identifier: str) -> bytes:
+    """An id within its slot: its random part, and the item's number."""
+    return identifier[queue_id.TIME_LENGTH + queue_id.PARTITION_LENGTH :].encode()
+
+
+def key(tag: bytes, name: str, rest: bytes = b"") -> bytes:
+    """The key `name` of SUFFIXES under a tag."""
+    return tag + SUFFIXES[name] + rest

@@ -1,0 +1,35 @@
+-- claim: waiting -> leased, for up to `limit` due items of a domain; urgent before normal before bulk, oldest first.
+-- KEYS: 1 partition tag
+-- ARGV: 1 offset_ms  2 owner text  3 domain  4 limit  5 first claim number  6 largest body that comes along
+-- Result: {'lost'} when the partition has another owner; else {'ok', id, token, item, body or false, note or false, ...}
+-- First write: ZREM.
+-- needs: now item waiting
+local K, domain = KEYS[1], ARGV[3]
+if redis.call('GET', K .. OWNER) ~= ARGV[2] then return {'lost'} end
+local now_ms, left, number, size = now(ARGV[1]), tonumber(ARGV[4]), tonumber(ARGV[5]), 0
+local result, taken = {'ok'}, {}
+for class = 0, 2 do
+  if left == 0 then break end
+  local due_key = K .. DUE .. class .. ':' .. domain
+  local found = redis.call('ZRANGEBYSCORE', due_key, '-inf', now_ms, 'WITHSCORES', 'LIMIT', 0, left)
+  for n = 1, #found, 2 do
+    local id = found[n]
+    redis.call('ZREM', due_key, id)
+    taken[#taken + 1] = id
+    local packed = redis.call('GET', K .. ITEM .. id)
+    local token = string.format('%s:%.0f:%s', ARGV[2], number, found[n + 1])
+    redis.call('HSET', K .. LEASED, id, token)
+    number, left, size = number + 1, left - 1, size + item_size(packed)
+    local body = false
+    if redis.call('STRLEN', K .. BODY .. id) <= tonumber(ARGV[6]) then body = redis.call('GET', K .. BODY .. id) end
+    local note = redis.call('HGET', K .. NOTES, id)
+    result[#result + 1] = id
+    result[#result + 1] = token
+    result[#result + 1] = packed
+    result[#result + 1] = body
+    result[#result + 1] = note
+  end
+end
+if #taken > 0 then remove_waiting(K, taken, domain, size) end
+reindex(K, domain, now_ms)
+return result

@@ -1,0 +1,34 @@
+-- finish: leased -> settled, with a notice owed where recipients failed.
+-- KEYS: 1 partition tag
+-- ARGV: 1 offset_ms  2 id  3 token  4 done slot  5 done field  6 retention_ms  7 chunks to drop here
+--       8 '1' when every recipient was delivered (a fact, even from a stale holder)  9 notice id or ''  10 notice  11 grace_ms
+-- Result: 'done' or 'stale'
+-- First write: HDEL (ZREM for a stale holder's fact).
+-- needs: now item waiting settle
+local K, id = KEYS[1], ARGV[2]
+local token = redis.call('HGET', K .. LEASED, id)
+if token == ARGV[3] then
+  redis.call('HDEL', K .. LEASED, id)
+else
+  local packed = redis.call('GET', K .. ITEM .. id)
+  if not packed then
+    if redis.call('HEXISTS', K .. DONE .. ARGV[4], ARGV[5]) == 1 then return 'done' end
+    return 'stale'
+  end
+  if ARGV[8] ~= '1' then return 'stale' end
+  if token then
+    redis.call('DEL', K .. ':scratch')
+    redis.call('HSET', K .. NOTES, id, '*')
+    return 'stale'
+  end
+  local domain, held = item_domain(packed), redis.call('ZREM', K .. HELD, id)
+  if held == 0 then
+    redis.call('ZREM', K .. DUE .. item_class(packed) .. ':' .. domain, id)
+    remove_waiting(K, {id}, domain, item_size(packed))
+    reindex(K, domain, now(ARGV[1]))
+  end
+end
+forget(K, id, tonumber(ARGV[7]))
+remember(K, ARGV[4], ARGV[5], ARGV[6])
+if ARGV[9] ~= '' then owe(K, ARGV[9], ARGV[10], now(ARGV[1]) + ARGV[11]) end
+return 'done'

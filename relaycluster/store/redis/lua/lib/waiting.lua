@@ -1,0 +1,40 @@
+-- What enters and leaves the waiting items of a domain; keeps index, backlog and counts in step.
+-- Returns whether the domain became due earlier than the index said.
+local function add_waiting(K, id, class, domain, due, size)
+  redis.call('ZADD', K .. DUE .. class .. ':' .. domain, due, id)
+  redis.call('ZINCRBY', K .. BACKLOG, 1, domain)
+  redis.call('HINCRBY', K .. COUNTS, 'waiting', 1)
+  redis.call('HINCRBY', K .. COUNTS, 'bytes', size)
+  local until_ms = redis.call('HGET', K .. PAUSED, domain)
+  if until_ms and tonumber(until_ms) > due then due = tonumber(until_ms) end
+  return redis.call('ZADD', K .. INDEX, 'LT', 'CH', due, domain) == 1
+end
+
+-- After items of a domain left `due`: when is it due next?
+local function reindex(K, domain, now_ms)
+  local next_due
+  for class = 0, 2 do
+    local first = redis.call('ZRANGE', K .. DUE .. class .. ':' .. domain, 0, 0, 'WITHSCORES')
+    if first[2] and (not next_due or tonumber(first[2]) < next_due) then next_due = tonumber(first[2]) end
+  end
+  if not next_due then
+    redis.call('ZREM', K .. INDEX, domain)
+    return
+  end
+  local until_ms = redis.call('HGET', K .. PAUSED, domain)
+  if until_ms then
+    if tonumber(until_ms) <= now_ms then
+      redis.call('HDEL', K .. PAUSED, domain)
+    elseif tonumber(until_ms) > next_due then
+      next_due = tonumber(until_ms)
+    end
+  end
+  redis.call('ZADD', K .. INDEX, next_due, domain)
+end
+
+local function remove_waiting(K, ids, domain, size)
+  redis.call('ZINCRBY', K .. BACKLOG, -#ids, domain)
+  redis.call('ZREMRANGEBYSCORE', K .. BACKLOG, '-inf', 0)
+  redis.call('HINCRBY', K .. COUNTS, 'waiting', -#ids)
+  redis.call('HINCRBY', K .. COUNTS, 'bytes', -size)
+end

@@ -1,0 +1,439 @@
+"""The shared queue in Redis: `IQueue`, each method one script (docs/design/queue.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from attrs import frozen
+from twisted.internet.defer import Deferred, gatherResults, succeed
+from zope.interface import implementer
+
+from relaycluster.interfaces import (
+    IQueue,
+    NotOwner,
+    QueueError,
+    QueueUnavailable,
+    Recovered,
+    Settled,
+    Tally,
+)
+from relaycluster.mail import queue_id
+from relaycluster.mail.item import Claim, Item, Notice
+from relaycluster.policy.cluster import Ownership, Snapshot
+from relaycluster.policy.ring import partition_of
+from relaycluster.store.redis import codec, keys
+from relaycluster.store.redis.connection import RedisConnection
+from relaycluster.store.redis.scripts import script
+
+CHUNK_TTL_SECONDS = 3600
+"""A content that is being received may take this long (the longest transaction is far shorter)."""
+BODY_WITH_CLAIM = 256 * 1024
+"""Larger heads do not come along with a claim."""
+MOST_POLLED = 50
+"""So many domains of a partition are looked at in one poll."""
+OLDEST_LOOKED_AT = 1
+
+
+@frozen
+class QueueSettings:
+    """`partitions` as the cluster was founded with; `done_retention_ms` how long a settled id is remembered; `grace_ms` how long
+    work that its maker does itself is left alone by the owner; `deaths_that_hold` dead holders that make an item held."""
+
+    partitions: int = 1024
+    done_retention_ms: int = 30 * 60_000
+    grace_ms: int = 5000
+    deaths_that_hold: int = 5
+
+
+def alive_text(snapshot: Snapshot) -> bytes:
+    """The living incarnations as the scripts look them up: `,1,5,`."""
+    return b",%s," % b",".join(b"%d" % member.incarnation for member in snapshot.members)
+
+
+def _part(item: Item) -> bytes:
+    return item.id[queue_id.LENGTH + 1 :].encode()
+
+
+def _notes(note: bytes | None, item: Item) -> tuple[str, ...]:
+    """Recipients of a note; `*` stands for all."""
+    if note is None:
+        return ()
+    if note == b"*":
+        return tuple(recipient.text for recipient in item.envelope.recipients)
+    return tuple(note.decode("utf-8", "surrogateescape").split("\n"))
+
+
+@implementer(IQueue)
+class RedisQueue:
+    """See `IQueue`. `time_ms` is the wall clock in milliseconds, used until the first beat tells Redis' own."""
+
+    def __init__(self, connection: RedisConnection, settings: QueueSettings, time_ms: Callable[[], int]) -> None:
+        self._redis = connection
+        self._settings = settings
+        self._time_ms = time_ms
+        self._offset_ms = b"0"
+        self._ahead_ms = 0
+        self.partitions = settings.partitions
+        self._enqueue = script("enqueue")
+        self._finish = script("finish")
+        self._grace = b"%d" % settings.grace_ms
+        self._retention = b"%d" % settings.done_retention_ms
+
+    def set_clock(self, offset_ms: int, ahead_ms: int) -> None:
+        """A beat told: queue time is `offset_ms` ahead of Redis TIME, and `ahead_ms` ahead of our wall clock."""
+        self._offset_ms = b"%d" % offset_ms
+        self._ahead_ms = ahead_ms
+
+    def now_ms(self) -> int:
+        return self._time_ms() + self._ahead_ms
+
+    def _tag(self, item: Item) -> bytes:
+        return keys.partition_tag(partition_of(item.domain, self.partitions))
+
+    # Intake
+
+    def put_chunk(self, partition: int, message_id: str, number: int, data: bytes) -> Deferred[None]:
+        name = keys.key(keys.partition_tag(partition), "BODY", b"%s:%d" % (message_id.encode(), number))
+        return self._redis.request(b"SET", name, codec.pack_content(data), b"EX", CHUNK_TTL_SECONDS)
+
+    def enqueue(self, item: Item, content: bytes, lease: tuple[Ownership, int] | None) -> Deferred[Claim | None]:
+        partition = partition_of(item.domain, self.partitions)
+        identifier = item.id
+        owner, number = (lease[0].text, b"%d" % lease[1]) if lease else (b"", b"")
+        # What goes straight out lives for milliseconds: compressing it would cost more than its memory.
+        body = codec.pack_content(content, compress=lease is None) if item.home < 0 else b""
+        result = self._redis.run(
+            self._enqueue,
+            keys.partition_tag(partition),
+            self._offset_ms,
+            identifier,
+            codec.pack_item(item),
+            body,
+            item.message_class.value,
+            item.domain,
+            item.size,
+            keys.done_slot(identifier),
+            keys.done_field(identifier),
+            item.chunks if item.home < 0 else 0,
+            owner,
+            number,
+        )
+        return result.addCallback(self._enqueued, item, partition, content)
+
+    def _enqueued(self, answer: bytes, item: Item, partition: int, content: bytes) -> Claim | None:
+        if answer == b"waiting" or answer == b"known":
+            return None
+        if answer == b"chunks":
+            raise QueueUnavailable("pieces of the content are missing")
+        return Claim(item, partition, answer, content)
+
+    def enqueue_spread(self, items: Sequence[Item], content: bytes) -> Deferred[None]:
+        first = items[0]
+        message = queue_id.message_id(first.id)
+        parts = [b"%s:%d" % (_part(item), partition_of(item.domain, self.partitions)) for item in items]
+        result = self._redis.run(
+            script("enqueue_spread"),
+            keys.partition_tag(first.home),
+            self._offset_ms,
+            message,
+            codec.pack_items(items),
+            codec.pack_content(content),
+            keys.done_slot(message),
+            keys.done_field(message),
+            first.chunks,
+            self._grace,
+            *parts,
+        )
+
+        def check(answer: bytes) -> None:
+            if answer == b"chunks":
+                raise QueueUnavailable("pieces of the content are missing")
+
+        return result.addCallback(check)
+
+    def spread_done(self, message_id: str) -> Deferred[None]:
+        home = keys.partition_tag(queue_id.partition(message_id))
+        return self._redis.run(script("spread_done"), home, message_id)
+
+    def spreads(self, partition: int) -> Deferred[Sequence[Sequence[Item]]]:
+        return Deferred.fromCoroutine(self._spreads(partition))
+
+    async def _spreads(self, partition: int) -> Sequence[Sequence[Item]]:
+        tag = keys.partition_tag(partition)
+        found = await self._redis.request(b"HGETALL", keys.key(tag, "SPREAD"))
+        result = []
+        for message, record in zip(found[::2], found[1::2], strict=True):
+            parts = await self._redis.request(b"SMEMBERS", keys.key(tag, "PARTS", message))
+            left = {part.split(b":")[0] for part in parts}
+            # A part that is not in the set any more was settled: never queue it again.
+            result.append([item for item in codec.unpack_items(record) if _part(item) in left])
+        return result
+
+    # Holding
+
+    def claim(self, owner: Ownership, domain: str, limit: int, number: int) -> Deferred[Sequence[Claim]]:
+        result = self._redis.run(
+            script("claim"),
+            keys.partition_tag(owner.partition),
+            self._offset_ms,
+            owner.text,
+            domain,
+            limit,
+            number,
+            BODY_WITH_CLAIM,
+        )
+        return result.addCallback(self._claimed, owner.partition)
+
+    def _claimed(self, answer: list[Any], partition: int) -> Sequence[Claim]:
+        if answer[0] == b"lost":
+            raise NotOwner(f"partition {partition} has another owner")
+        claims = []
+        for at in range(1, len(answer), 5):
+            token, packed, body, note = answer[at + 1 : at + 5]
+            item = codec.unpack_item(packed)
+            content = codec.unpack_content(body) if body else None
+            claims.append(Claim(item, partition, token, content, _notes(note, item)))
+        return claims
+
+    def content(self, item: Item, chunk: int) -> Deferred[bytes]:
+        tag = keys.partition_tag(item.home) if item.home >= 0 else self._tag(item)
+        name = queue_id.message_id(item.id) if item.home >= 0 else item.id
+        rest = f"{name}:{chunk}" if chunk else name
+
+        def unpack(data: bytes | None) -> bytes:
+            if data is None:
+                raise QueueError(f"the content of {item.id} is not there (piece {chunk} of {item.chunks})")
+            return codec.unpack_content(data)
+
+        return self._redis.request(b"GET", keys.key(tag, "BODY", rest.encode())).addCallback(unpack)
+
+    def finish(self, claim: Claim, delivered: bool, notice: Notice | None) -> Deferred[Settled]:
+        item = claim.item
+        identifier = item.id
+        return self._redis.run(
+            self._finish,
+            keys.partition_tag(claim.partition),
+            self._offset_ms,
+            identifier,
+            claim.token,
+            keys.done_slot(identifier),
+            keys.done_field(identifier),
+            self._retention,
+            item.chunks if item.home < 0 else 0,
+            b"1" if delivered else b"0",
+            notice.item.id if notice else b"",
+            codec.pack_notice(notice) if notice else b"",
+            self._grace,
+        ).addCallback(self._settled)
+
+    def defer(self, claim: Claim, item: Item, delay_ms: int, notice: Notice | None) -> Deferred[Settled]:
+        note = "\n".join(claim.delivered).encode("utf-8", "surrogateescape")
+        return self._redis.run(
+            script("defer"),
+            keys.partition_tag(claim.partition),
+            self._offset_ms,
+            item.id,
+            claim.token,
+            codec.pack_item(item),
+            item.message_class.value,
+            item.domain,
+            item.size,
+            delay_ms,
+            notice.item.id if notice else b"",
+            codec.pack_notice(notice) if notice else b"",
+            self._grace,
+            note,
+        ).addCallback(self._settled)
+
+    def put_back(self, claim: Claim) -> Deferred[Settled]:
+        tag = keys.partition_tag(claim.partition)
+        return self._redis.run(script("put_back"), tag, claim.item.id, claim.token).addCallback(self._settled)
+
+    def _settled(self, answer: bytes | list[bytes]) -> Settled:
+        if answer == b"done":
+            return Settled.DONE
+        return Settled.STALE if answer == b"stale" else Settled.NOTED
+
+    def notes(self, claim: Claim) -> Deferred[tuple[str, ...]]:
+        name = keys.key(keys.partition_tag(claim.partition), "NOTES")
+        return self._redis.request(b"HGET", name, claim.item.id).addCallback(_notes, claim.item)
+
+    def note(self, claim: Claim, recipients: Sequence[str]) -> Deferred[None]:
+        encoded = [recipient.encode("utf-8", "surrogateescape") for recipient in recipients]
+        return self._redis.run(script("note"), keys.partition_tag(claim.partition), claim.item.id, *encoded)
+
+    def leave_home(self, item: Item) -> Deferred[None]:
+        partition = partition_of(item.domain, self.partitions)
+        return self._leave(queue_id.message_id(item.id), item.home, item.chunks, [b"%s:%d" % (_part(item), partition)])
+
+    def _leave(self, message: str, home: int, chunks: int, parts: Sequence[bytes]) -> Deferred[Any]:
+        return self._redis.run(
+            script("leave_home"),
+            keys.partition_tag(home),
+            message,
+            keys.done_slot(message),
+            keys.done_field(message),
+            self._retention,
+            chunks,
+            *parts,
+        )
+
+    # Notices
+
+    def notices(self, partition: int) -> Deferred[Sequence[Notice]]:
+        name = keys.key(keys.partition_tag(partition), "NOTICES")
+
+        def unpack(values: list[bytes]) -> Sequence[Notice]:
+            return [codec.unpack_notice(value) for value in values]
+
+        return self._redis.request(b"HVALS", name).addCallback(unpack)
+
+    def notice_done(self, partition: int, notice_id: str) -> Deferred[None]:
+        return self._redis.run(script("notice_done"), keys.partition_tag(partition), notice_id)
+
+    # Owning
+
+    def acquire(self, partition: int, incarnation: int, snapshot: Snapshot) -> Deferred[Ownership | None]:
+        result = self._redis.run(
+            script("acquire"),
+            keys.partition_tag(partition),
+            incarnation,
+            snapshot.next_incarnation,
+            alive_text(snapshot),
+        )
+        return result.addCallback(lambda fence: Ownership(partition, incarnation, fence) if fence else None)
+
+    def release(self, owner: Ownership) -> Deferred[None]:
+        return self._redis.run(script("release"), keys.partition_tag(owner.partition), owner.text)
+
+    def recover(self, owner: Ownership, snapshot: Snapshot) -> Deferred[Recovered]:
+        result = self._redis.run(
+            script("recover"),
+            keys.partition_tag(owner.partition),
+            self._offset_ms,
+            owner.text,
+            snapshot.next_incarnation,
+            alive_text(snapshot),
+            self._settings.deaths_that_hold,
+        )
+
+        def read(answer: list[bytes]) -> Recovered:
+            if answer[0] == b"lost":
+                raise NotOwner(f"partition {owner.partition} has another owner")
+            found = list(zip(answer[1::2], answer[2::2], strict=True))
+            return Recovered(
+                waiting=tuple(identifier.decode() for identifier, held in found if held == b"0"),
+                held=tuple(identifier.decode() for identifier, held in found if held == b"1"),
+            )
+
+        return result.addCallback(read)
+
+    def pause(self, owner: Ownership, domain: str, delay_ms: int) -> Deferred[None]:
+        tag = keys.partition_tag(owner.partition)
+        return self._redis.run(script("pause"), tag, self._offset_ms, owner.text, domain, delay_ms)
+
+    def due(self, partitions: Sequence[int]) -> Deferred[Sequence[tuple[int, str, int]]]:
+        asked = [
+            self._redis.request(
+                b"ZRANGE", keys.key(keys.partition_tag(partition), "INDEX"), 0, MOST_POLLED - 1, b"WITHSCORES"
+            )
+            for partition in partitions
+        ]
+
+        def read(answers: list[list[bytes]]) -> Sequence[tuple[int, str, int]]:
+            return [
+                (partition, domain.decode(), int(float(score)))
+                for partition, answer in zip(partitions, answers, strict=True)
+                if answer
+                for domain, score in zip(answer[::2], answer[1::2], strict=True)
+            ]
+
+        return _together(asked).addCallback(read)
+
+    def sweep(self, owner: Ownership, older_than_ms: int) -> Deferred[int]:
+        return Deferred.fromCoroutine(self._sweep(owner.partition, older_than_ms))
+
+    async def _sweep(self, partition: int, older_than_ms: int) -> int:
+        tag = keys.partition_tag(partition)
+        limit = self.now_ms() - older_than_ms
+        homes = await self._redis.request(b"ZRANGEBYSCORE", keys.key(tag, "HOMES"), b"-inf", limit, b"LIMIT", 0, 100)
+        left = 0
+        for name in homes:
+            if await self._redis.request(b"HEXISTS", keys.key(tag, "SPREAD"), name):
+                continue
+            message = name.decode()
+            parts = await self._redis.request(b"SMEMBERS", keys.key(tag, "PARTS", name))
+            gone, chunks = [], 0
+            for part in parts:
+                number, where = part.split(b":")
+                item_key = keys.key(keys.partition_tag(int(where)), "ITEM", b"%s-%s" % (name, number))
+                if not await self._redis.request(b"EXISTS", item_key):
+                    gone.append(part)
+            if gone and len(gone) == len(parts):
+                while await self._redis.request(b"EXISTS", keys.key(tag, "BODY", b"%s:%d" % (name, chunks + 1))):
+                    chunks += 1
+            if gone:
+                await self._leave(message, partition, chunks, gone)
+            left += len(gone)
+        return left
+
+    def tally(self, partitions: Sequence[int]) -> Deferred[Tally]:
+        return Deferred.fromCoroutine(self._tally(partitions))
+
+    async def _tally(self, partitions: Sequence[int]) -> Tally:
+        asked: list[Deferred[Any]] = []
+        for partition in partitions:
+            tag = keys.partition_tag(partition)
+            asked += [
+                self._redis.request(b"HMGET", keys.key(tag, "COUNTS"), b"waiting", b"bytes"),
+                self._redis.request(b"HLEN", keys.key(tag, "LEASED")),
+                self._redis.request(b"ZCARD", keys.key(tag, "HELD")),
+                self._redis.request(b"ZREVRANGE", keys.key(tag, "BACKLOG"), 0, MOST_POLLED - 1, b"WITHSCORES"),
+                self._redis.request(b"ZRANGE", keys.key(tag, "INDEX"), 0, 0, b"WITHSCORES"),
+            ]
+        answers = await _together(asked)
+        waiting = octets = leased = held = 0
+        oldest = 0
+        now = self.now_ms()
+        domains: list[tuple[str, int]] = []
+        for counts, in_hand, on_hold, backlog, first in zip(*[iter(answers)] * 5, strict=True):
+            waiting += int(counts[0] or 0)
+            octets += int(counts[1] or 0)
+            leased += in_hand
+            held += on_hold
+            domains += [(name.decode(), int(n)) for name, n in zip(backlog[::2], backlog[1::2], strict=True)]
+            if first and not first[0].startswith(b"*") and (due := int(float(first[1]))) <= now:
+                oldest = min(oldest, due) if oldest else due
+        domains.sort(key=lambda pair: -pair[1])
+        ready = await self._ready(domains[: 4 * MOST_POLLED], now)
+        return Tally(waiting, ready, leased, held, octets, oldest, tuple(domains))
+
+    async def _ready(self, domains: Sequence[tuple[str, int]], now: int) -> int:
+        """Of the largest backlogs, how many items are due by now."""
+        asked = [
+            self._redis.request(
+                b"ZCOUNT",
+                keys.key(
+                    keys.partition_tag(partition_of(domain, self.partitions)),
+                    "DUE",
+                    b"%d:%s" % (message_class, domain.encode()),
+                ),
+                b"-inf",
+                now,
+            )
+            for domain, _ in domains
+            for message_class in range(3)
+        ]
+        return sum(await _together(asked))
+
+
+def _together(asked: Sequence[Deferred[Any]]) -> Deferred[list[Any]]:
+    """All answers, or the first failure as it is."""
+    if not asked:
+        return succeed([])
+
+    def unwrap(failure: Any) -> Any:
+        return failure.value.subFailure
+
+    return gatherResults(asked, consumeErrors=True).addErrback(unwrap)

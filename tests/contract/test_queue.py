@@ -1,0 +1,445 @@
+"""The queue's contract, over the memory store and every real Redis: each transition, each crash of the table in
+docs/design/queue.md, and what a full store may still do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import evolve
+
+from relaycluster.interfaces import NotOwner, QueueError, QueueFull, Settled
+from relaycluster.mail import queue_id
+from relaycluster.mail.address import NULL, Address
+from relaycluster.mail.envelope import Envelope, MessageClass
+from relaycluster.mail.item import Item, Notice
+from relaycluster.policy.cluster import Member, Ownership, Snapshot
+from relaycluster.policy.ring import partition_of
+from tests.contract.backends import PARTITIONS, over_all_backends
+
+ALICE, BOB, CAROL = 1, 2, 3
+
+
+def snapshot(*alive: int, following: int = 10) -> Snapshot:
+    """A membership in which these incarnations live, and all others below `following` are dead."""
+    return Snapshot(1, following, tuple(Member(n, f"node-{n}", f"key-{n}", ("delivery",)) for n in alive))
+
+
+EVERYBODY = snapshot(ALICE, BOB, CAROL)
+
+
+def an_id(number: int, partition: int = 0) -> str:
+    return queue_id.make(1_700_000_000_000 + number, partition, 7_000_000 + number)
+
+
+def an_item(number: int = 1, domain: str = "example.com", recipients: int = 1, **changes: Any) -> Item:
+    addresses = tuple(Address(f"r{n}@{domain}", domain) for n in range(recipients))
+    values: dict[str, Any] = {
+        "id": an_id(number, partition_of(domain, PARTITIONS)),
+        "domain": domain,
+        "envelope": Envelope(Address("sender@example.net", "example.net"), addresses),
+        "size": 11,
+        "arrived_ms": 1_700_000_000_000,
+    }
+    return Item(**{**values, **changes})
+
+
+class QueueContract:
+    backend: Any
+    queue: Any
+    assertEqual: Any
+    assertFalse: Any
+
+    async def own(self, domain: str = "example.com", who: int = ALICE, view: Snapshot = EVERYBODY) -> Ownership:
+        owner = await self.queue.acquire(partition_of(domain, PARTITIONS), who, view)
+        assert owner is not None
+        return owner
+
+    async def sound(self) -> None:
+        self.assertEqual(await self.backend.violations(), [])
+
+    async def claim_one(self, owner: Ownership, domain: str = "example.com") -> Any:
+        (claim,) = await self.queue.claim(owner, domain, 5, 100)
+        return claim
+
+    # Intake
+
+    async def test_enqueue_claim_finish(self) -> None:
+        """The plain way: queued, claimed with its content, delivered, and gone but for its id."""
+        item = an_item()
+        self.assertEqual(await self.queue.enqueue(item, b"content\r\n\r\n", None), None)
+        await self.sound()
+        claim = await self.claim_one(await self.own())
+        self.assertEqual((claim.item, claim.content, claim.delivered), (item, b"content\r\n\r\n", ()))
+        await self.sound()
+        self.assertEqual(await self.queue.finish(claim, True, None), Settled.DONE)
+        await self.sound()
+        self.assertEqual(await self.backend.counts(), {"items": 0, "bodies": 0, "waiting": 0, "leased": 0, "done": 1})
+
+    async def test_every_field_survives(self) -> None:
+        """What is claimed is what was queued, field by field, also non-ASCII and the null reverse-path."""
+        item = an_item(
+            envelope=Envelope(NULL, (Address("dörte@example.com", "example.com"),), smtputf8=True),
+            message_class=MessageClass.BULK,
+            attempts=3,
+            last_reply="451 4.7.1 später",
+            arrived_ms=1_700_000_123_456,
+            delay_notified=True,
+            size=4_000_000_000,
+        )
+        await self.queue.enqueue(item, b"x" * 5000, None)
+        claim = await self.claim_one(await self.own())
+        self.assertEqual((claim.item, claim.content), (item, b"x" * 5000))
+
+    async def test_enqueue_is_idempotent(self) -> None:
+        """The same id again changes nothing: while it waits, while it is leased, and after it was settled."""
+        item, owner = an_item(), await self.own()
+        for _ in range(2):
+            self.assertEqual(await self.queue.enqueue(item, b"one", None), None)
+        claim = await self.claim_one(owner)
+        await self.queue.enqueue(item, b"two", None)
+        self.assertEqual(await self.queue.claim(owner, "example.com", 5, 200), [])
+        await self.queue.finish(claim, True, None)
+        await self.queue.enqueue(item, b"three", None)
+        self.assertEqual((await self.backend.counts())["items"], 0)
+        await self.sound()
+
+    async def test_order_within_a_domain(self) -> None:
+        """Urgent before normal before bulk; within a class the one that was due first."""
+        kinds = [MessageClass.BULK, MessageClass.NORMAL, MessageClass.URGENT, MessageClass.NORMAL]
+        for number, kind in enumerate(kinds):
+            await self.queue.enqueue(an_item(number, message_class=kind), b"x", None)
+            await self.backend.advance(5)
+        claims = await self.queue.claim(await self.own(), "example.com", 3, 1)
+        self.assertEqual([claim.item.id for claim in claims], [an_item(n).id for n in (2, 1, 3)])
+        await self.sound()
+
+    async def test_large_content_in_chunks(self) -> None:
+        """Pieces that were written ahead belong to the message from its enqueue on, and leave with it."""
+        item = an_item(chunks=2)
+        home = partition_of(item.domain, PARTITIONS)
+        await self.queue.put_chunk(home, item.id, 1, b"a" * 300_000)
+        try:
+            await self.queue.enqueue(item, b"head", None)
+        except QueueError:
+            pass
+        else:
+            raise AssertionError("a message with a missing piece was accepted")
+        self.assertEqual((await self.backend.counts())["items"], 0)
+        await self.queue.put_chunk(home, item.id, 2, b"b")
+        await self.queue.enqueue(item, b"head", None)
+        claim = await self.claim_one(await self.own())
+        pieces = [await self.queue.content(claim.item, n) for n in (0, 1, 2)]
+        self.assertEqual(pieces, [b"head", b"a" * 300_000, b"b"])
+        await self.queue.finish(claim, True, None)
+        self.assertEqual((await self.backend.counts())["bodies"], 0)
+
+    # The direct lease
+
+    async def test_direct_lease(self) -> None:
+        """The owner's enqueue goes straight into its hands, and a repeat of it gives the same claim."""
+        owner, item = await self.own(), an_item()
+        first = await self.queue.enqueue(item, b"x", (owner, 7))
+        again = await self.queue.enqueue(item, b"x", (owner, 7))
+        self.assertEqual((first, first.content), (again, b"x"))
+        await self.sound()
+        self.assertEqual(await self.queue.claim(owner, "example.com", 5, 8), [])
+        self.assertEqual(await self.queue.finish(first, True, None), Settled.DONE)
+        await self.sound()
+
+    async def test_direct_lease_needs_the_ownership(self) -> None:
+        """Somebody who is not, or no longer, the owner queues like anybody else."""
+        stale = await self.own()
+        await self.queue.release(stale)
+        await self.own(who=BOB)
+        self.assertEqual(await self.queue.enqueue(an_item(), b"x", (stale, 1)), None)
+        self.assertEqual((await self.backend.counts())["waiting"], 1)
+
+    # Settling
+
+    async def test_defer_then_due_again(self) -> None:
+        """A deferred item keeps its new value, is not due before its time, and is then."""
+        owner = await self.own()
+        await self.queue.enqueue(an_item(), b"x", None)
+        claim = await self.claim_one(owner)
+        later = evolve(claim.item, attempts=1, last_reply="451 busy")
+        self.assertEqual(await self.queue.defer(claim, later, 60_000, None), Settled.DONE)
+        await self.sound()
+        await self.backend.advance(58_000)
+        self.assertEqual(await self.queue.claim(owner, "example.com", 5, 1), [])
+        await self.backend.advance(3_000)
+        self.assertEqual((await self.claim_one(owner)).item, later)
+        await self.sound()
+
+    async def test_put_back(self) -> None:
+        """What was not tried waits again as it was, before what came later."""
+        owner = await self.own()
+        await self.queue.enqueue(an_item(1), b"x", None)
+        await self.backend.advance(10)
+        await self.queue.enqueue(an_item(2), b"x", None)
+        first, second = await self.queue.claim(owner, "example.com", 5, 1)
+        self.assertEqual(await self.queue.put_back(second), Settled.DONE)
+        self.assertEqual(await self.queue.put_back(first), Settled.DONE)
+        await self.sound()
+        claims = await self.queue.claim(owner, "example.com", 5, 3)
+        self.assertEqual([claim.item for claim in claims], [first.item, second.item])
+
+    async def test_settling_is_idempotent(self) -> None:
+        """After a lost answer the holder repeats: finish is done, and nothing else is accepted any more."""
+        await self.queue.enqueue(an_item(), b"x", None)
+        claim = await self.claim_one(await self.own())
+        for _ in range(2):
+            self.assertEqual(await self.queue.finish(claim, True, None), Settled.DONE)
+        self.assertEqual(await self.queue.defer(claim, claim.item, 1, None), Settled.STALE)
+        self.assertEqual(await self.queue.put_back(claim), Settled.STALE)
+
+    async def test_notice_is_owed_until_it_is_queued(self) -> None:
+        """A failure leaves a complete notice behind; whoever comes next finds it, due after the grace, until it is done."""
+        await self.queue.enqueue(an_item(), b"x", None)
+        owner = await self.own()
+        claim = await self.claim_one(owner)
+        notice = Notice(an_item(5, "example.net"), b"the notice")
+        self.assertEqual(await self.queue.finish(claim, False, notice), Settled.DONE)
+        self.assertEqual(list(await self.queue.notices(claim.partition)), [notice])
+        ((_, work, due),) = await self.queue.due([claim.partition])
+        self.assertEqual(work, "*notices")
+        self.assertFalse(due < self.queue.now_ms() + 4000)
+        await self.queue.notice_done(claim.partition, notice.item.id)
+        self.assertEqual(list(await self.queue.notices(claim.partition)), [])
+        self.assertEqual(list(await self.queue.due([claim.partition])), [])
+
+    # Ownership
+
+    async def test_one_owner(self) -> None:
+        """While one incarnation lives nobody else gets the partition; the same one gets the same fence."""
+        first = await self.own()
+        self.assertEqual(await self.queue.acquire(first.partition, BOB, EVERYBODY), None)
+        self.assertEqual(await self.queue.acquire(first.partition, ALICE, EVERYBODY), first)
+
+    async def test_each_tenure_has_a_higher_fence(self) -> None:
+        """Release, death and return all raise the fence; the old ownership claims nothing any more."""
+        first = await self.own()
+        await self.queue.release(first)
+        second = await self.own(who=BOB)
+        third = await self.own(who=CAROL, view=snapshot(ALICE, CAROL))
+        self.assertEqual([first.fence < second.fence < third.fence], [True])
+        await self.queue.enqueue(an_item(), b"x", None)
+        for stale in (first, second):
+            try:
+                await self.queue.claim(stale, "example.com", 5, 1)
+            except NotOwner:
+                pass
+            else:
+                raise AssertionError("a stale owner claimed")
+        await self.queue.release(second)  # changes nothing: it is not Bob's any more
+        self.assertEqual((await self.claim_one(third)).item, an_item())
+
+    async def test_an_unknown_incarnation_is_not_dead(self) -> None:
+        """A snapshot too old to know the owner does not take over from it."""
+        await self.own(who=15, view=snapshot(15, following=16))
+        self.assertEqual(await self.queue.acquire(partition_of("example.com", PARTITIONS), ALICE, EVERYBODY), None)
+
+    async def test_take_over(self) -> None:
+        """The dead holder's items wait again in their order, attempts kept, marked as possible duplicates; the living holder's
+        stay where they are."""
+        dead, attempts = await self.own(), 2
+        for number in (1, 2):
+            await self.queue.enqueue(an_item(number, attempts=attempts), b"x", None)
+            await self.backend.advance(5)
+        await self.queue.claim(dead, "example.com", 5, 1)
+        await self.queue.release(dead)
+        living = await self.own(who=BOB)
+        await self.queue.enqueue(an_item(3), b"x", None)
+        in_hand = await self.claim_one(living)
+        await self.queue.release(living)
+        view = snapshot(BOB, CAROL)
+        owner = await self.own(who=CAROL, view=view)
+        recovered = await self.queue.recover(owner, view)
+        self.assertEqual((sorted(recovered.waiting), recovered.held), ([an_item(1).id, an_item(2).id], ()))
+        await self.sound()
+        claims = await self.queue.claim(owner, "example.com", 5, 1)
+        wanted = [evolve(an_item(n, attempts=2), possible_duplicate=True, holder_deaths=1) for n in (1, 2)]
+        self.assertEqual([claim.item for claim in claims], wanted)
+        self.assertEqual(await self.queue.finish(in_hand, True, None), Settled.DONE)
+
+    async def test_poison_is_held(self) -> None:
+        """An item whose holders died five times waits for the operator and is claimed by nobody."""
+        await self.queue.enqueue(an_item(), b"x", None)
+        for incarnation in range(1, 6):
+            view = snapshot(incarnation + 1)
+            owner = await self.own(who=incarnation, view=snapshot(incarnation))
+            await self.claim_one(owner)
+            heir = await self.own(who=incarnation + 1, view=view)
+            recovered = await self.queue.recover(heir, view)
+        self.assertEqual(recovered.held, (an_item().id,))
+        self.assertEqual(await self.queue.claim(heir, "example.com", 5, 1), [])
+        await self.sound()
+
+    async def test_delivered_is_a_fact_while_the_item_waits(self) -> None:
+        """A holder that was taken for dead reports a delivery: the item, waiting again, is settled."""
+        await self.queue.enqueue(an_item(), b"x", None)
+        claim = await self.claim_one(await self.own())
+        view = snapshot(BOB)
+        owner = await self.own(who=BOB, view=view)
+        await self.queue.recover(owner, view)
+        self.assertEqual(await self.queue.defer(claim, claim.item, 1000, None), Settled.STALE)
+        self.assertEqual(await self.queue.finish(claim, False, None), Settled.STALE)
+        self.assertEqual(await self.queue.finish(claim, True, None), Settled.DONE)
+        await self.sound()
+        self.assertEqual(await self.queue.claim(owner, "example.com", 5, 1), [])
+
+    async def test_delivered_is_noted_when_claimed_anew(self) -> None:
+        """…and when somebody else holds it already, that holder cannot defer it without having seen the note."""
+        await self.queue.enqueue(an_item(recipients=2), b"x", None)
+        stale = await self.claim_one(await self.own())
+        view = snapshot(BOB)
+        owner = await self.own(who=BOB, view=view)
+        await self.queue.recover(owner, view)
+        claim = await self.claim_one(owner)
+        self.assertEqual(await self.queue.finish(stale, True, None), Settled.STALE)
+        self.assertEqual(await self.queue.defer(claim, claim.item, 1000, None), Settled.NOTED)
+        self.assertEqual(await self.queue.notes(claim), ("r0@example.com", "r1@example.com"))
+        self.assertEqual(await self.queue.finish(claim, False, None), Settled.DONE)
+        await self.sound()
+
+    async def test_partial_note_comes_with_the_next_claim(self) -> None:
+        """A stale holder that reached one recipient of two leaves a note, and the next claim carries it."""
+        await self.queue.enqueue(an_item(recipients=2), b"x", None)
+        stale = await self.claim_one(await self.own())
+        view = snapshot(BOB)
+        owner = await self.own(who=BOB, view=view)
+        await self.queue.recover(owner, view)
+        for _ in range(2):
+            await self.queue.note(stale, ["r1@example.com"])
+        claim = await self.claim_one(owner)
+        self.assertEqual(claim.delivered, ("r1@example.com",))
+        self.assertEqual(await self.queue.defer(claim, claim.item, 0, None), Settled.DONE)
+        await self.sound()
+
+    # Pausing and the poll
+
+    async def test_the_poll_shows_what_is_due_first(self) -> None:
+        """One entry a domain, with the time at which it has something to do."""
+        owner = await self.own()
+        self.assertEqual(list(await self.queue.due([owner.partition])), [])
+        await self.queue.enqueue(an_item(1), b"x", None)
+        before = self.queue.now_ms()
+        await self.queue.enqueue(an_item(2), b"x", None)
+        ((_, domain, due),) = await self.queue.due([owner.partition])
+        self.assertEqual(domain, "example.com")
+        self.assertFalse(due > before + 1)
+
+    async def test_a_paused_domain_is_not_woken(self) -> None:
+        """While a domain is paused, what arrives for it does not make it due; after the pause it is."""
+        owner = await self.own()
+        await self.queue.enqueue(an_item(1), b"x", None)
+        await self.queue.pause(owner, "example.com", 10_000)
+        await self.queue.enqueue(an_item(2), b"x", None)
+        ((_, _, due),) = await self.queue.due([owner.partition])
+        self.assertFalse(due < self.queue.now_ms() + 9_000)
+        await self.backend.advance(11_000)
+        self.assertEqual(len(await self.queue.claim(owner, "example.com", 5, 1)), 2)
+        await self.sound()
+
+    # Messages for several domains
+
+    def spread_items(self, *domains: str) -> list[Item]:
+        message, home = an_id(9, 3), 3
+        return [
+            an_item(domain=domain, id=queue_id.item_id(message, n), home=home) for n, domain in enumerate(domains, 1)
+        ]
+
+    async def test_spread(self) -> None:
+        """One content for several domains; it stays at home until the last item is settled."""
+        items = self.spread_items("a.example", "b.example")
+        await self.queue.enqueue_spread(items, b"the content")
+        self.assertEqual([list(each) for each in await self.queue.spreads(3)], [items])
+        for item in items:
+            await self.queue.enqueue(item, b"", None)
+        await self.queue.spread_done(queue_id.message_id(items[0].id))
+        self.assertEqual(list(await self.queue.spreads(3)), [])
+        for item in items:
+            claim = await self.claim_one(await self.own(item.domain), item.domain)
+            self.assertEqual((claim.item, claim.content), (item, None))
+            self.assertEqual(await self.queue.content(claim.item, 0), b"the content")
+            await self.queue.finish(claim, True, None)
+            await self.queue.leave_home(item)
+        await self.sound()
+        self.assertEqual(await self.backend.counts(), {"items": 0, "bodies": 0, "waiting": 0, "leased": 0, "done": 3})
+
+    async def test_spread_after_the_edge_died(self) -> None:
+        """The owner of home finds the record, and queues again only what is not settled."""
+        items = self.spread_items("a.example", "b.example")
+        for _ in range(2):
+            await self.queue.enqueue_spread(items, b"the content")
+        await self.queue.enqueue(items[0], b"", None)
+        claim = await self.claim_one(await self.own("a.example"), "a.example")
+        await self.queue.finish(claim, True, None)
+        await self.queue.leave_home(items[0])
+        ((_, work, _),) = await self.queue.due([3])
+        self.assertEqual((work, [list(each) for each in await self.queue.spreads(3)]), ("*spread", [items[1:]]))
+        await self.sound()
+
+    async def test_the_janitor_finds_parts_whose_holder_died(self) -> None:
+        """An item was settled and its holder died before home knew: the content goes, though nobody said so."""
+        items = self.spread_items("a.example")
+        await self.queue.enqueue_spread(items, b"the content")
+        await self.queue.enqueue(items[0], b"", None)
+        await self.queue.spread_done(queue_id.message_id(items[0].id))
+        home = await self.queue.acquire(3, ALICE, EVERYBODY)
+        self.assertEqual(await self.queue.sweep(home, 60_000), 0)
+        await self.backend.advance(61_000)
+        self.assertEqual(await self.queue.sweep(home, 60_000), 0)  # it still waits
+        claim = await self.claim_one(await self.own("a.example"), "a.example")
+        await self.queue.finish(claim, True, None)
+        self.assertEqual(await self.queue.sweep(home, 60_000), 1)
+        self.assertEqual((await self.backend.counts())["bodies"], 0)
+
+    # A full store
+
+    async def test_a_full_store_still_empties(self) -> None:
+        """Intake is refused and leaves nothing behind; claim, defer, finish with a notice, put back, recover, own and pause all work."""
+        for number in (1, 2, 3):
+            await self.queue.enqueue(an_item(number), b"x" * 100, None)
+        direct_owner = await self.own()
+        await self.backend.fill()
+        before = await self.backend.counts()
+        attempts = [
+            lambda: self.queue.enqueue(an_item(4), b"x", None),
+            lambda: self.queue.enqueue(an_item(5), b"x", (direct_owner, 1)),
+            lambda: self.queue.enqueue_spread(self.spread_items("a.example"), b"x"),
+            lambda: self.queue.put_chunk(0, an_item(6).id, 1, b"x"),
+        ]
+        for attempt in attempts:
+            try:
+                await attempt()
+            except QueueFull:
+                continue
+            raise AssertionError("a full store took a message")
+        self.assertEqual(await self.backend.counts(), before)
+        view = snapshot(BOB)
+        await self.queue.claim(direct_owner, "example.com", 1, 1)
+        owner = await self.own(who=BOB, view=view)
+        self.assertEqual(len((await self.queue.recover(owner, view)).waiting), 1)
+        first, second, third = await self.queue.claim(owner, "example.com", 5, 1)
+        await self.queue.pause(owner, "example.com", 5)
+        notice = Notice(an_item(8, "example.net"), b"a notice")
+        self.assertEqual(await self.queue.finish(first, False, notice), Settled.DONE)
+        self.assertEqual(await self.queue.defer(second, second.item, 1000, None), Settled.DONE)
+        self.assertEqual(await self.queue.put_back(third), Settled.DONE)
+        await self.queue.release(owner)
+        await self.sound()
+        await self.backend.empty()
+
+    async def test_tally(self) -> None:
+        """The numbers of the metrics agree with what was done."""
+        for number in range(4):
+            await self.queue.enqueue(an_item(number), b"x", None)
+        owner = await self.own()
+        claims = await self.queue.claim(owner, "example.com", 2, 1)
+        await self.queue.defer(claims[0], claims[0].item, 60_000, None)
+        tally = await self.queue.tally(range(PARTITIONS))
+        self.assertEqual((tally.waiting, tally.ready, tally.leased, tally.held, tally.bytes), (3, 2, 1, 0, 33))
+        self.assertEqual(tally.domains, (("example.com", 3),))
+
+
+over_all_backends(QueueContract, globals())

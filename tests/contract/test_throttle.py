@@ -1,0 +1,65 @@
+"""The contract of limits: rates and connections over the whole cluster, for the memory store and every real Redis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.contract.backends import over_all_backends
+from tests.contract.test_queue import snapshot
+
+NS = 1_000_000_000
+
+
+class ThrottleContract:
+    backend: Any
+    assertEqual: Any
+    assertTrue: Any
+
+    async def take(self, interval_ns: int, burst: int, wanted: int) -> Any:
+        return await self.backend.throttle.take("example.com", interval_ns, burst, wanted)
+
+    async def test_a_grant_reaches_one_horizon_ahead(self) -> None:
+        """At 50/s a grant holds the slots of the next 100 ms, 20 ms apart, however many are wanted; then: ask again."""
+        slots, retry = await self.take(NS // 50, 1, 100)
+        self.assertEqual((list(slots), retry), ([0, 20_000, 40_000, 60_000, 80_000, 100_000], 0))
+        slots, retry = await self.take(NS // 50, 1, 1)
+        self.assertEqual(list(slots), [])
+        self.assertTrue(100_000 < retry <= 120_000)
+
+    async def test_a_low_rate_gives_one_slot_at_a_time(self) -> None:
+        """At one a minute: one slot now, and the time of the next."""
+        slots, retry = await self.take(60 * NS, 1, 5)
+        self.assertEqual((list(slots), retry), ([0], 0))
+        slots, retry = await self.take(60 * NS, 1, 5)
+        self.assertEqual(list(slots), [])
+        self.assertTrue(59_000_000 < retry <= 60_000_000)
+
+    async def test_burst(self) -> None:
+        """A burst of 3 after idleness, and then the rate."""
+        slots, _ = await self.take(60 * NS, 3, 5)
+        self.assertEqual(list(slots), [0, 0, 0])
+
+    async def test_connections_are_leases(self) -> None:
+        """Nobody gets more than the others leave; what the dead held is free; saying it twice changes nothing."""
+        everybody = snapshot(1, 2, 3)
+
+        async def hold(who: int, wanted: int, view: Any = everybody) -> int:
+            granted: int = await self.backend.throttle.hold("example.com", who, wanted, 5, view)
+            return granted
+
+        self.assertEqual([await hold(1, 3), await hold(1, 3), await hold(2, 3)], [3, 3, 2])
+        self.assertEqual([await hold(3, 1), await hold(1, 2), await hold(3, 1)], [0, 2, 1])
+        self.assertEqual(await hold(3, 5, snapshot(2, 3)), 3)
+        self.assertEqual(await hold(2, 0), 0)
+        self.assertEqual(await hold(3, 5, snapshot(2, 3)), 5)
+
+    async def test_limits_work_when_the_store_is_full(self) -> None:
+        """Delivery needs tokens and connections, and delivery is what frees a full store."""
+        await self.backend.fill()
+        slots, _ = await self.take(NS // 50, 1, 1)
+        self.assertEqual(list(slots), [0])
+        self.assertEqual(await self.backend.throttle.hold("example.com", 1, 2, 5, snapshot(1)), 2)
+        await self.backend.empty()
+
+
+over_all_backends(ThrottleContract, globals())
