@@ -120,6 +120,9 @@ class IQueue(Interface):
         into the caller's hands: then the claim is the result. `content` is the head; empty when it lies at home.
         Repeating the call with the same id changes nothing."""
 
+    def cancel(item: Item, lease: tuple[Ownership, int] | None) -> Deferred[bool]:
+        """The caller gave up on an `enqueue` without an answer: forget the item. False when somebody holds it already."""
+
     def enqueue_spread(items: Sequence[Item], content: bytes) -> Deferred[None]:
         """A message for several domains exists, durably, when this fires; each item must then be enqueued."""
 
@@ -180,6 +183,9 @@ class IQueue(Interface):
     def sweep(owner: Ownership, older_than_ms: int) -> Deferred[int]:
         """The janitor: contents whose items are all gone leave; returns how many parts did."""
 
+    def room() -> Deferred[tuple[int, int]]:
+        """Memory in use and its limit, in octets; the limit is 0 where there is none."""
+
     def tally(partitions: Sequence[int]) -> Deferred[Tally]:
         """Numbers for the metrics."""
 
@@ -227,8 +233,8 @@ class IThrottle(Interface):
     """Limits that hold over the whole cluster."""
 
     def take(limit: str, interval_ns: int, burst: int, wanted: int) -> Deferred[tuple[Sequence[int], int]]:
-        """Up to `wanted` slots of a rate: delays in microseconds from now at which each may be used, and, when there are none,
-        in how many microseconds to ask again."""
+        """Up to `wanted` slots of a rate, as delays in microseconds from now at which each may be used; and for how many
+        microseconds asking again is useless. See `policy/throttle.py`."""
 
     def hold(limit: str, incarnation: int, wanted: int, maximum: int, snapshot: Snapshot) -> Deferred[int]:
         """This node now holds `wanted` connections of the limit, or as many as the others leave of `maximum`, which is the result.

@@ -77,6 +77,18 @@ class Partition:
         self.waiting[item.id] = now_ms
         return None
 
+    def cancel(self, item_id: str, lease: tuple[Ownership, int] | None) -> bool:
+        """waiting, or leased to the caller → forgotten; False when somebody else holds it."""
+        token = self.leased.get(item_id)
+        if token is not None:
+            mine = lease is not None and (token.incarnation, token.fence) == (lease[0].incarnation, lease[0].fence)
+            if not mine:
+                return False
+        if item_id in self.items:
+            self._forget(item_id)
+        self.done.add(item_id)
+        return True
+
     def enqueue_spread(self, message: str, items: Sequence[Item], content: bytes, now_ms: int, grace_ms: int) -> None:
         """unknown → spread at home."""
         if message in self.done or message in self.parts:

@@ -28,6 +28,7 @@ from relaycluster.interfaces import (
 )
 from relaycluster.mail import queue_id
 from relaycluster.mail.item import Claim, Item, Notice
+from relaycluster.policy import throttle
 from relaycluster.policy.cluster import Member, Ownership, Snapshot
 from relaycluster.policy.lifecycle import Partition
 from relaycluster.policy.ring import partition_of
@@ -47,7 +48,7 @@ class MemoryCluster:
         self.version = 0
         self.next_incarnation = 1
         self.members: dict[int, tuple[Member, int]] = {}  # incarnation → member, alive until
-        self.rates: dict[str, float] = {}
+        self.rates: dict[str, int] = {}
         self.slots: dict[str, dict[int, int]] = {}
 
     def answer(self, transition: Callable[[], T], grows: bool = False) -> Deferred[T]:
@@ -97,6 +98,9 @@ class MemoryQueue:
     def _need_chunks(self, place: Partition, name: str, chunks: int) -> None:
         if name not in place.done and any((name, number + 1) not in place.chunks for number in range(chunks)):
             raise QueueUnavailable("pieces of the content are missing")
+
+    def cancel(self, item: Item, lease: tuple[Ownership, int] | None) -> Deferred[bool]:
+        return self._cluster.answer(lambda: self._of(item.domain).cancel(item.id, lease))
 
     def enqueue_spread(self, items: Sequence[Item], content: bytes) -> Deferred[None]:
         message = queue_id.message_id(items[0].id)
@@ -248,6 +252,9 @@ class MemoryQueue:
 
         return self._cluster.answer(transition)
 
+    def room(self) -> Deferred[tuple[int, int]]:
+        return self._cluster.answer(lambda: (1, 1) if self._cluster.full else (0, 1))
+
     def tally(self, partitions: Sequence[int]) -> Deferred[Tally]:
         def count() -> Tally:
             places = [self._cluster.partitions[number] for number in partitions]
@@ -326,30 +333,17 @@ class MemoryMembership:
 
 @implementer(IThrottle)
 class MemoryThrottle:
-    """See `IThrottle`: GCRA over floats of microseconds."""
+    """See `IThrottle`."""
 
-    def __init__(self, cluster: MemoryCluster, horizon_us: int = 100_000) -> None:
+    def __init__(self, cluster: MemoryCluster) -> None:
         self._cluster = cluster
-        self._horizon_us = horizon_us
 
     def take(self, limit: str, interval_ns: int, burst: int, wanted: int) -> Deferred[tuple[Sequence[int], int]]:
         def transition() -> tuple[Sequence[int], int]:
-            now = self._cluster.clock_ms() * 1000.0
-            interval = interval_ns / 1000
-            tolerance = interval * (burst - 1)
-            tat = self._cluster.rates.get(limit, 0.0)
-            slots: list[int] = []
-            retry = 0
-            for _ in range(wanted):
-                base = max(tat, now)
-                delay = max(0.0, base - tolerance - now)
-                if delay > self._horizon_us:
-                    retry = 0 if slots else int(-(-delay // 1))
-                    break
-                tat = base + interval
-                slots.append(int(-(-delay // 1)))
-            self._cluster.rates[limit] = tat
-            return slots, retry
+            now_us = self._cluster.clock_ms() * 1000
+            grant = throttle.take(self._cluster.rates.get(limit, 0), now_us, interval_ns, burst, wanted)
+            self._cluster.rates[limit] = grant.tat_ns
+            return [slot - now_us for slot in grant.slots_us], grant.retry_after_us
 
         return self._cluster.answer(transition)
 

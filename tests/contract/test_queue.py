@@ -133,6 +133,21 @@ class QueueContract:
         await self.queue.finish(claim, True, None)
         self.assertEqual((await self.backend.counts())["bodies"], 0)
 
+    async def test_cancel(self) -> None:
+        """An enqueue without an answer is taken back, whether it arrived or not; a repeat that comes late changes nothing; what
+        somebody holds already is left alone."""
+        await self.queue.enqueue(an_item(1), b"x", None)
+        for number in (1, 2):
+            self.assertEqual(await self.queue.cancel(an_item(number), None), True)
+            await self.queue.enqueue(an_item(number), b"x", None)
+        self.assertEqual((await self.backend.counts())["items"], 0)
+        owner = await self.own()
+        await self.queue.enqueue(an_item(3), b"x", (owner, 1))
+        self.assertEqual(await self.queue.cancel(an_item(3), None), False)
+        self.assertEqual(await self.queue.cancel(an_item(3), (owner, 1)), True)
+        self.assertEqual((await self.backend.counts())["items"], 0)
+        await self.sound()
+
     # The direct lease
 
     async def test_direct_lease(self) -> None:

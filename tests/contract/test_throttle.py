@@ -21,15 +21,16 @@ class ThrottleContract:
     async def test_a_grant_reaches_one_horizon_ahead(self) -> None:
         """At 50/s a grant holds the slots of the next 100 ms, 20 ms apart, however many are wanted; then: ask again."""
         slots, retry = await self.take(NS // 50, 1, 100)
-        self.assertEqual((list(slots), retry), ([0, 20_000, 40_000, 60_000, 80_000, 100_000], 0))
+        self.assertEqual(list(slots), [0, 20_000, 40_000, 60_000, 80_000, 100_000])
+        self.assertTrue(60_000 <= retry <= 70_000)
         slots, retry = await self.take(NS // 50, 1, 1)
         self.assertEqual(list(slots), [])
-        self.assertTrue(100_000 < retry <= 120_000)
+        self.assertTrue(50_000 < retry <= 70_000)
 
     async def test_a_low_rate_gives_one_slot_at_a_time(self) -> None:
         """At one a minute: one slot now, and the time of the next."""
         slots, retry = await self.take(60 * NS, 1, 5)
-        self.assertEqual((list(slots), retry), ([0], 0))
+        self.assertEqual(list(slots), [0])
         slots, retry = await self.take(60 * NS, 1, 5)
         self.assertEqual(list(slots), [])
         self.assertTrue(59_000_000 < retry <= 60_000_000)

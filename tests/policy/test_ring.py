@@ -123,7 +123,7 @@ def test_weights() -> None:
 def test_bad_members() -> None:
     """What cannot be a member says so at once."""
     for key, weight in (("", 1.0), ("a", -1.0), ("a", float("nan")), ("a", float("inf")), ("a", 101.0)):
-        with pytest.raises(ValueError, match="member|weight"):
+        with pytest.raises(ValueError, match=r"member|weight"):
             Member(key, weight)
     with pytest.raises(ValueError, match="two weights"):
         assign([Member("a", 1), Member("a", 2)], 8)
@@ -144,3 +144,17 @@ def test_domains_spread() -> None:
     share = 20_000 / 64
     assert min(loads.values()) > share * 2 / 3
     assert max(loads.values()) < share * 4 / 3
+
+
+if __name__ == "__main__":  # the table of docs/design/ring.md
+    for count in (1, 2, 3, 5, 10, 20, 50, 99):
+        ratios, asides = [], []
+        for family in range(40 if count < 50 else 12):
+            everyone = nodes(count + 1, f"family{family}")
+            before, after = assign(everyone[:-1], PARTITIONS), assign(everyone, PARTITIONS)
+            changed = moved(before, after)
+            aside = sum(old != now != everyone[-1].key for old, now in zip(before, after, strict=True))
+            ratios.append(changed * (count + 1) / PARTITIONS)
+            asides.append(aside / changed)
+        mean, worst, share = sum(ratios) / len(ratios), max(ratios), sum(asides) / len(asides)
+        print(f"| {count} → {count + 1} | {mean:.2f} | {worst:.2f} | {share:.1%} |")

@@ -23,6 +23,7 @@ from relaycluster.mail.item import Claim, Item, Notice
 from relaycluster.policy.cluster import Ownership, Snapshot
 from relaycluster.policy.ring import partition_of
 from relaycluster.store.redis import codec, keys
+from relaycluster.store.redis.checks import parse_info
 from relaycluster.store.redis.connection import RedisConnection
 from relaycluster.store.redis.scripts import script
 
@@ -127,6 +128,20 @@ class RedisQueue:
         if answer == b"chunks":
             raise QueueUnavailable("pieces of the content are missing")
         return Claim(item, partition, answer, content)
+
+    def cancel(self, item: Item, lease: tuple[Ownership, int] | None) -> Deferred[bool]:
+        result = self._redis.run(
+            script("cancel"),
+            self._tag(item),
+            self._offset_ms,
+            item.id,
+            keys.done_slot(item.id),
+            keys.done_field(item.id),
+            self._retention,
+            item.chunks if item.home < 0 else 0,
+            lease[0].text if lease else b"",
+        )
+        return result.addCallback(lambda answer: answer == b"done")
 
     def enqueue_spread(self, items: Sequence[Item], content: bytes) -> Deferred[None]:
         first = items[0]
@@ -377,6 +392,13 @@ class RedisQueue:
                 await self._leave(message, partition, chunks, gone)
             left += len(gone)
         return left
+
+    def room(self) -> Deferred[tuple[int, int]]:
+        def read(answer: bytes) -> tuple[int, int]:
+            info = parse_info(answer)
+            return int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
+
+        return self._redis.request(b"INFO", b"memory").addCallback(read)
 
     def tally(self, partitions: Sequence[int]) -> Deferred[Tally]:
         return Deferred.fromCoroutine(self._tally(partitions))

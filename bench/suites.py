@@ -1,0 +1,256 @@
+"""What is done to a peer and what is counted: each suite yields rows of numbers, one per case, from one fresh peer or more."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.node import Node, Reading
+from bench.peers import Peer, Site
+from bench.redis_stats import command_costs
+from bench.tools import Load, Sink, run_load
+
+KIB = 1024
+RELAYED_SIZE = 5 * KIB
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is done; the quick one is for trying the benchmark, not for figures."""
+
+    accept_sizes: tuple[int, ...] = (2 * KIB, 10 * KIB, 100 * KIB)
+    accept_seconds: float = 3.0
+    relay_messages: int = 20_000
+    warm_up_messages: int = 500
+    latency_rate: float = 100.0
+    latency_seconds: float = 10.0
+    deep_messages: int = 100_000
+    ceiling_seconds: float = 1.0
+
+
+QUICK = Plan(
+    accept_sizes=(10 * KIB,),
+    accept_seconds=1.0,
+    relay_messages=2_000,
+    warm_up_messages=200,
+    latency_seconds=3.0,
+    deep_messages=5_000,
+    ceiling_seconds=0.5,
+)
+
+
+@dataclass
+class Bench:
+    """Where the suites run: the ports, the sink, the plan, and the numbers that tell runs apart."""
+
+    site: Site
+    work: Path
+    sink: Sink
+    plan: Plan
+    run_ids: Iterator[int] = field(default_factory=lambda: itertools.count(int(time.time()) % 1_000_000 * 1_000))
+
+    def node(self, peer: Peer, mode: Any) -> Node:
+        """The peer, to be entered with `with`."""
+        return Node(peer, mode, self.site, self.work)
+
+    def load(self, load: Load, run: int, limit_seconds: float = 600) -> tuple[dict[str, Any], int]:
+        """Clients to the peer."""
+        return run_load(
+            load, host=self.site.host, port=self.site.port, run=run, work=self.work, limit_seconds=limit_seconds
+        )
+
+
+Row = dict[str, Any]
+Suite = Callable[[Bench, Peer], dict[str, Row]]
+
+
+def cost(before: Reading, after: Reading, messages: int, others: float) -> Row:
+    """What `messages` messages cost between two readings; `others`: CPU seconds of the generator and the sink."""
+    per_message = max(messages, 1)
+    used = after.cpu_seconds - before.cpu_seconds
+    elapsed = max(after.machine.at - before.machine.at, 1e-9)
+    elsewhere = after.machine.busy - before.machine.busy - used - others
+    row: Row = {
+        "cpu_per_1000": round(used / per_message * 1000, 4),
+        "flushes_per_message": round((after.machine.flushes - before.machine.flushes) / per_message, 3),
+        "foreign_cores": round(max(elsewhere, 0.0) / elapsed, 2),
+        "stolen_cores": round((after.machine.stolen - before.machine.stolen) / elapsed, 2),
+    }
+    if len(after.cpu_by_part) > 1:
+        for part, seconds in after.cpu_by_part.items():
+            spent = seconds - before.cpu_by_part.get(part, 0.0)
+            row[f"{part}_microseconds"] = round(spent / per_message * 1e6, 1)
+    if after.redis:
+        row["redis_commands"] = command_costs(before.redis, after.redis, messages)
+    return row
+
+
+def ceilings(bench: Bench) -> dict[str, float]:
+    """Messages per second when the generator talks straight to the sink: what the tools themselves can do here."""
+    found = {}
+    for name, per_connection in (("100 per connection", 100), ("1 per connection", 1)):
+        run = next(bench.run_ids)
+        bench.sink.reset(run)
+        load = Load(size=RELAYED_SIZE, seconds=bench.plan.ceiling_seconds, per_connection=per_connection)
+        counted, _ = run_load(load, host="127.1.0.1", port=bench.sink.port, run=run, work=bench.work)
+        found[name] = counted["rate"]
+    return found
+
+
+def warm_up(bench: Bench, relaying: bool) -> None:
+    """Mail that is not measured: every process is started, every route is known."""
+    run = next(bench.run_ids)
+    bench.sink.reset(run)
+    messages = bench.plan.warm_up_messages if relaying else bench.plan.warm_up_messages // 5
+    _, accepted = bench.load(Load(size=RELAYED_SIZE, messages=messages, per_connection=20), run, 120)
+    if relaying:
+        await_arrival(bench, accepted.bit_count(), stall_seconds=15, limit_seconds=60)
+
+
+def await_arrival(bench: Bench, wanted: int, *, stall_seconds: float, limit_seconds: float) -> None:
+    """Until the sink has `wanted` different messages, or nothing comes any more, or time is up."""
+    moved = start = time.monotonic()
+    last = -1
+    while (now := time.monotonic()) - start < limit_seconds and now - moved < stall_seconds:
+        unique = bench.sink.stat()["unique"]
+        if unique >= wanted:
+            return
+        if unique != last:
+            last, moved = unique, now
+        time.sleep(0.05)
+
+
+def accept(bench: Bench, peer: Peer) -> dict[str, Row]:
+    """Queue durably while nothing is delivered: messages per second by size, 1 and 100 messages per connection."""
+    rows = {}
+    for size in bench.plan.accept_sizes:
+        with bench.node(peer, "accept") as node:
+            warm_up(bench, relaying=False)
+            for per_connection in (1, 100):
+                load = Load(size=size, seconds=bench.plan.accept_seconds, per_connection=per_connection)
+                before = node.read()
+                counted, _ = bench.load(load, next(bench.run_ids))
+                after = node.read()
+                rows[f"{size // KIB} KiB, {per_connection} per connection"] = {
+                    "rate": counted["rate"],
+                    **_refusals(counted),
+                    **cost(before, after, counted["accepted"], counted["cpu_seconds"]),
+                    "pss_mib": round(node.memory.mib, 1),
+                    "counted_by": node.counted_by,
+                }
+    return rows
+
+
+def relay(bench: Bench, peer: Peer) -> dict[str, Row]:
+    """Accept and send on at once, until the sink has everything: the rate from the first byte in to the last one out."""
+    with bench.node(peer, "relay") as node:
+        warm_up(bench, relaying=True)
+        row = relay_once(bench, node, bench.plan.relay_messages)
+        row["durability"] = node.redis.settings() if node.redis else {}
+    return {"relay": row}
+
+
+def relay_once(bench: Bench, node: Node, messages: int) -> Row:
+    """One measured load through a warm peer."""
+    run = next(bench.run_ids)
+    bench.sink.reset(run)
+    sink_cpu = bench.sink.stat()["cpu_seconds"]
+    before = node.read()
+    counted, accepted = bench.load(Load(size=RELAYED_SIZE, messages=messages), run)
+    await_arrival(bench, accepted.bit_count(), stall_seconds=20, limit_seconds=300)
+    time.sleep(0.5)  # what is late, or comes twice, still counts
+    node.memory.look()
+    after = node.read()
+    arrived = bench.sink.stat()
+    seconds = (arrived["last_ns"] - counted["started_ns"]) / 1e9
+    others = counted["cpu_seconds"] + arrived["cpu_seconds"] - sink_cpu
+    return {
+        "rate": round(arrived["unique"] / seconds, 1) if arrived["unique"] else 0.0,
+        "accept_rate": counted["rate"],
+        **_arrivals(accepted, bench, arrived),
+        **_refusals(counted),
+        **cost(before, after, arrived["unique"], others),
+        "delivered_p50_ms": arrived["latency_ms"].get("p50"),
+        "delivered_p99_ms": arrived["latency_ms"].get("p99"),
+        "pss_mib": round(node.memory.mib, 1),
+        "counted_by": node.counted_by,
+    }
+
+
+def latency(bench: Bench, peer: Peer) -> dict[str, Row]:
+    """Open loop: a message is due every so often, on its own connection; milliseconds from then to 250, and to arrival."""
+    plan = bench.plan
+    with bench.node(peer, "relay") as node:
+        warm_up(bench, relaying=True)
+        run = next(bench.run_ids)
+        bench.sink.reset(run)
+        sink_cpu = bench.sink.stat()["cpu_seconds"]
+        before = node.read()
+        load = Load(size=RELAYED_SIZE, seconds=plan.latency_seconds, rate=plan.latency_rate, connections=500)
+        counted, accepted = bench.load(load, run)
+        await_arrival(bench, accepted.bit_count(), stall_seconds=10, limit_seconds=60)
+        after = node.read()
+        arrived = bench.sink.stat()
+        others = counted["cpu_seconds"] + arrived["cpu_seconds"] - sink_cpu
+        row: Row = {
+            "accepted_p50_ms": counted["latency_ms"].get("p50"),
+            "accepted_p99_ms": counted["latency_ms"].get("p99"),
+            "delivered_p50_ms": arrived["latency_ms"].get("p50"),
+            "delivered_p99_ms": arrived["latency_ms"].get("p99"),
+            **_arrivals(accepted, bench, arrived),
+            **_refusals(counted),
+            **cost(before, after, arrived["unique"], others),
+            "counted_by": node.counted_by,
+        }
+    return {"latency": row}
+
+
+def deep(bench: Bench, peer: Peer) -> dict[str, Row]:
+    """A queue that only grows: the rate of the first and of the last tenth, and the memory. Thin as yet: nothing drains it."""
+    tenth = bench.plan.deep_messages // 10
+    rates = []
+    with bench.node(peer, "accept") as node:
+        warm_up(bench, relaying=False)
+        before = node.read()
+        counts = [bench.load(Load(size=2 * KIB, messages=tenth), next(bench.run_ids))[0] for _ in range(10)]
+        node.memory.look()
+        after = node.read()
+        rates = [counted["rate"] for counted in counts]
+        row: Row = {
+            "rate_first": rates[0],
+            "rate_last": rates[-1],
+            **cost(before, after, tenth * 10, sum(counted["cpu_seconds"] for counted in counts)),
+            "pss_mib": round(node.memory.mib, 1),
+            "refused": sum(_refusals(counted)["refused"] for counted in counts),
+        }
+    return {"deep": row}
+
+
+def _refusals(counted: dict[str, Any]) -> Row:
+    return {
+        "refused": sum(counted["refused"].values()),
+        "refused_by_code": counted["refused"],
+        "unanswered": counted["unanswered"],
+        "broken": counted["broken"] + counted["connect_errors"],
+        "stalled": counted["stalled"],
+        "last_refusal": counted["last_refusal"],
+    }
+
+
+def _arrivals(accepted: int, bench: Bench, arrived: dict[str, Any]) -> Row:
+    """Lost: answered 250, and not at the sink, message by message (a total could hide one behind an unanswered one)."""
+    seen = bench.sink.seen()
+    return {
+        "lost": (accepted & ~seen).bit_count(),
+        "duplicates": arrived["duplicates"],
+        "damaged": arrived["damaged"],
+        "unasked": (seen & ~accepted).bit_count(),
+    }
+
+
+SUITES: dict[str, Suite] = {"accept": accept, "relay": relay, "latency": latency, "deep": deep}
+DEFAULT_SUITES = ("accept", "relay", "latency")

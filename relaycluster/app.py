@@ -1,0 +1,612 @@
+"""The only place where objects are wired together: one node, from its configuration."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import secrets
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from twisted.application.service import Service
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred, DeferredList
+from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IListeningPort, IStreamClientEndpoint
+from twisted.internet.ssl import optionsForClientTLS, trustRootFromCertificates
+from twisted.python.failure import Failure
+
+from relaycluster import __version__, events
+from relaycluster.config import Config, ConfigError, load, warnings
+from relaycluster.events import EventLog
+from relaycluster.interfaces import QueueError
+from relaycluster.metrics import Metrics
+from relaycluster.net import outbound
+from relaycluster.net.dns_client import ClientSettings
+from relaycluster.net.http import MachineSite
+from relaycluster.net.inbound import InboundFactory
+from relaycluster.net.inbound_sessions import InboundSessions, SessionLimits
+from relaycluster.net.outbound import OutboundConnection, OutboundSettings, Target
+from relaycluster.net.pool import ConnectionPool
+from relaycluster.net.resolver import Resolver, system_servers
+from relaycluster.net.tls import ClientTLS
+from relaycluster.node.access import Access
+from relaycluster.node.delivery import Delivery
+from relaycluster.node.edge import Edge, EdgeSettings
+from relaycluster.node.gate import Gate
+from relaycluster.node.janitor import Janitor, Lag, Room
+from relaycluster.node.lane import LimitReached
+from relaycluster.node.limits import ConnectionLimits
+from relaycluster.node.membership import Heart
+from relaycluster.node.observer import Observer
+from relaycluster.node.partitions import Partitions
+from relaycluster.node.routes import Routes
+from relaycluster.node.settle import RetrySettings, Settlement
+from relaycluster.policy.cluster import Member, Snapshot
+from relaycluster.smtp.server_settings import ServerSettings
+from relaycluster.store.redis import checks, embedded, keys
+from relaycluster.store.redis.connection import (
+    Credentials,
+    LeanProtocol,
+    RedisConnection,
+    RedisRefused,
+    SubscribedProtocol,
+)
+from relaycluster.store.redis.membership import LeaseSettings, RedisMembership, found
+from relaycluster.store.redis.queue import QueueSettings, RedisQueue
+from relaycluster.store.redis.throttle import RedisThrottle
+
+reactor: Any = _reactor
+# Timers must not follow the wall clock: a jump of it would freeze or fire every one of them.
+reactor.seconds = time.monotonic
+
+START_SECONDS = 15.0
+"""So long a node waits for Redis when it starts; then it says why not and ends."""
+BACKLOG = 1024
+
+
+class StateDirectory:
+    """The node's directory, locked for as long as the process lives: one process for each."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.mkdir(mode=0o750, parents=True, exist_ok=True)
+            self._lock: IO[str] = (path / "lock").open("a+", encoding="ascii")
+        except OSError as error:
+            raise RedisRefused(f"cannot use [node] state_dir {path}: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RedisRefused(
+                f"another node runs with [node] state_dir {path}: stop it, or give this one its own"
+            ) from None
+        self.path = path
+        key = path / "node.key"
+        if not key.exists():
+            key.write_text(secrets.token_hex(16), encoding="ascii")
+        self.key = key.read_text(encoding="ascii").strip()
+
+
+class LineWriter:
+    """Writes log lines to standard output, together once a turn of the reactor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lines: list[bytes] = []
+
+    def __call__(self, line: bytes) -> None:
+        if not self._lines and reactor.running:
+            reactor.callLater(0, self.flush)
+        self._lines.append(line)
+        if not reactor.running:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what there is."""
+        data = b"".join(self._lines)
+        self._lines.clear()
+        while data:
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except BlockingIOError:
+                continue
+            except OSError:
+                return  # nobody listens any more: mail goes on
+
+
+class Node(Service):
+    """One relaycluster process. `start_failed(line)` is called when it cannot begin."""
+
+    def __init__(self, config: Config, reload: Callable[[], Config], start_failed: Callable[[str], None]) -> None:
+        self._config = config
+        self._reload = reload
+        self._start_failed = start_failed
+        self._write = LineWriter(1)
+        self.log = EventLog(self._write, time.time, config.log.format)
+        self._ports: list[IListeningPort] = []
+        self._redis_server: embedded.EmbeddedRedis | None = None
+        self._stopping = False
+        self._members: dict[int, Member] = {}
+
+    # Starting
+
+    def startService(self) -> None:
+        """Begin; what fails is told by `start_failed`."""
+        super().startService()  # type: ignore[no-untyped-call]
+        Deferred.fromCoroutine(self._start()).addErrback(self._not_started)
+
+    def _not_started(self, failure: Failure) -> None:
+        if failure.check(QueueError, ConfigError, OSError):
+            line = str(failure.value)
+        else:
+            line = f"{type(failure.value).__name__}: {failure.value}"
+            self.log.emit(
+                events.Error(type(failure.value).__name__, "start", str(failure.value), failure.getTraceback())
+            )
+        if self._redis_server is not None and self._redis_server.process is not None:
+            self._redis_server.stop()
+        self._write.flush()
+        self._start_failed(line)
+
+    async def _start(self) -> None:
+        config = self._config
+        self._state = StateDirectory(Path(config.node.state_dir))
+        self.log.emit(events.NodeStarted(config.node.id, __version__, tuple(config.node.roles), os.getpid()))
+        for text in warnings(config):
+            self.log.emit(events.Warning(text, "config"))
+        self._wire_redis()
+        self._wire()
+        self._redis.start()
+        await self._first_connection()
+        await found(self._redis, config.redis.partitions, secrets.token_hex(8))
+        self._hints.start()
+        await self._heart.join()
+        self._room.start()
+        self._lag.start()
+        if self._janitor is not None:
+            self._janitor.start()
+        self._listen()
+        self._gate.started = True
+        signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(self.reload))
+
+    async def _first_connection(self) -> None:
+        """Wait for an approved Redis, but not for ever."""
+        connected = self._redis.when_ready()
+        refused: Deferred[None] = Deferred()
+
+        def refuse(reason: str) -> None:
+            self._redis_refused(reason)
+            if not refused.called and "loading" not in reason:
+                refused.errback(RedisRefused(reason))
+
+        self._redis.on_refused = refuse
+
+        def refuse_late(reason: str) -> None:
+            if not refused.called:
+                refused.errback(RedisRefused(reason))
+
+        too_late = reactor.callLater(
+            START_SECONDS,
+            lambda: refuse_late(f"no Redis answers at {self._redis_target} ({self._redis.refusal})"),
+        )
+        results = DeferredList([connected, refused], fireOnOneCallback=True, fireOnOneErrback=True, consumeErrors=True)
+        try:
+            await results
+        except Exception as error:
+            first = getattr(error, "subFailure", None)
+            raise (first.value if first is not None else error) from None
+        finally:
+            if too_late.active():
+                too_late.cancel()
+            self._redis.on_refused = self._redis_refused
+
+    def _wire_redis(self) -> None:
+        config = self._config
+        target = config.redis.target
+        endpoint: IStreamClientEndpoint
+        durable = config.redis.durability == "fsync"
+        if target.kind == "embedded":
+            self._redis_server = embedded.start(self._state.path, durable, config.redis.maxmemory or 0)
+            self._redis_target = "embedded"
+            endpoint = UNIXClientEndpoint(reactor, self._redis_server.socket_path)
+        elif target.kind == "unix":
+            self._redis_target = f"unix://{target.path}"
+            endpoint = UNIXClientEndpoint(reactor, target.path)
+        else:
+            self._redis_target = f"{'rediss' if target.tls else 'redis'}://{target.host}:{target.port}"
+            endpoint = HostnameEndpoint(reactor, target.host, target.port, timeout=5)
+            if target.tls:
+                endpoint = wrapClientTLS(_tls_for(target.host, target.ca_file), endpoint)
+        credentials = Credentials(target.username, target.password)
+
+        async def approve(protocol: LeanProtocol) -> None:
+            if target.database:
+                await protocol.request("SELECT", target.database)
+            await checks.approve(protocol, config.redis.durability)
+
+        async def subscribe(protocol: LeanProtocol) -> None:
+            await protocol.request("SUBSCRIBE", keys.MEMBERSHIP_CHANNEL)
+
+        self._redis = RedisConnection(reactor, endpoint, credentials, approve)
+        self._hints = RedisConnection(reactor, endpoint, credentials, subscribe, SubscribedProtocol)
+
+    def _wire(self) -> None:
+        config, redis, log = self._config, self._redis, self.log
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        addresses = [str(listener.address) for listener in config.listener]
+        metrics = self._metrics = Metrics(registry, version=__version__, listeners=addresses)
+        lease = LeaseSettings(int(config.redis.lease * 1000))
+        self._membership = RedisMembership(redis, lease)
+        member = Member(
+            0, config.node.id, self._state.key, tuple(config.node.roles), config.node.weight, config.node.hostname
+        )
+        self._queue = RedisQueue(
+            redis,
+            QueueSettings(config.redis.partitions, int(config.redis.done_retention * 1000)),
+            lambda: time.time_ns() // 1_000_000,
+        )
+        self._heart = Heart(reactor, self._membership, member, lease.beat_seconds, lease.trusted_seconds)
+        self._heart.on_snapshot = self._snapshot
+        self._heart.on_over = self._life_is_over
+        self._heart.on_trouble = self._trouble("membership")
+        self._room = Room(reactor, self._queue, config.redis.memory_watermark, metrics, log)
+        self._lag = Lag(reactor, metrics)
+        self._gate = Gate(lambda: redis.refusal, self._heart.valid, lambda: self._room.is_full)
+        self._partitions: Partitions | None = None
+        self._delivery: Delivery | None = None
+        self._janitor: Janitor | None = None
+        if "delivery" in config.node.roles:
+            self._wire_delivery()
+        self._sessions = InboundSessions(_session_limits(config))
+        self._edge: Edge | None = None
+        self._site = MachineSite(reactor, registry, self._gate.reasons)
+        redis.on_ready = self._redis_ready
+        redis.on_lost = self._redis_lost
+        redis.on_refused = self._redis_refused
+        self._hints.factory.on_message = self._hint
+        self._hints.on_ready = self._listen_for_wakes
+        if "edge" in config.node.roles:
+            self._edge = Edge(
+                reactor,
+                self._queue,
+                _access(config),
+                EdgeSettings(config.node.hostname, {str(each.address): each.priority for each in config.listener}),
+                time.time,
+                lambda: secrets.randbits(65),
+                log,
+                self._gate.refusal,
+                self._delivery,
+            )
+
+    def _wire_delivery(self) -> None:
+        config, log, metrics = self._config, self.log, self._metrics
+        throttle = RedisThrottle(self._redis)
+        self._limits = ConnectionLimits(reactor, throttle, self._view)
+        settings = OutboundSettings(config.node.hostname, ClientTLS())
+        self._table = config.routes()
+
+        async def connect(target: Target) -> OutboundConnection:
+            # A limit is named by a pattern of its destination, or by the domain: both find their settings.
+            if not await self._limits.reserve(target.limit, self._table.lookup(target.limit).connections):
+                raise LimitReached(target.limit)
+            try:
+                return await outbound.connect(reactor, target, settings)
+            except BaseException:
+                self._limits.free(target.limit)
+                raise
+
+        pool = self._pool = ConnectionPool(
+            reactor,
+            lambda target: Deferred.fromCoroutine(connect(target)),
+            most_connections=config.delivery.connections,
+            idle_seconds=config.delivery.idle,
+            messages_per_connection=config.delivery.messages_per_connection,
+        )
+        pool.on_gone = lambda connection: self._limits.free(connection.target.limit)
+        servers = config.dns.servers or system_servers()
+        resolver = self._resolver = Resolver(
+            reactor, reactor, ClientSettings(servers), secrets.randbits, lambda: bool(secrets.randbits(1))
+        )
+        routes = Routes(resolver, random.SystemRandom().shuffle, frozenset({config.node.hostname}), reactor.seconds)
+        self._settlement = Settlement(
+            reactor, self._queue, metrics, log, _retry(config), config.node.hostname, random.random
+        )
+        partitions = self._partitions = Partitions(reactor, self._queue, config.node.id)
+        partitions.on_acquired = self._acquired
+        partitions.on_released = self._released
+        partitions.on_lost = self._lost
+        partitions.on_recovered = self._recovered
+        partitions.on_trouble = self._trouble("partitions")
+        self._delivery = Delivery(
+            reactor,
+            self._queue,
+            throttle,
+            self._heart,
+            partitions,
+            pool,
+            routes,
+            self._table,
+            self._settlement,
+            metrics,
+            log,
+        )
+        self._janitor = Janitor(reactor, self._queue, partitions, self._delivery, self._settlement, pool, metrics, log)
+
+    def _view(self) -> tuple[Snapshot, int] | None:
+        snapshot = self._heart.snapshot
+        return (snapshot, self._heart.member.incarnation) if snapshot is not None else None
+
+    def _listen(self) -> None:
+        config = self._config
+        if config.http.listen is not None:
+            address = config.http.listen
+            self._ports.append(reactor.listenTCP(address.port, self._site, interface=address.host))
+            self._listener_ready(str(address), self._ports[-1], "http")
+        self._factories: list[InboundFactory] = []
+        if self._edge is None:
+            return
+        observer = Observer(self._metrics, self.log)
+        for listener in config.listener:
+            factory = InboundFactory(
+                intake=self._edge,
+                settings=_server_settings(config),
+                sessions=self._sessions,
+                clock=reactor,
+                listener=str(listener.address),
+                mode=listener.mode,
+                observer=observer,
+            )
+            self._factories.append(factory)
+            port = reactor.listenTCP(listener.address.port, factory, backlog=BACKLOG, interface=listener.address.host)
+            self._ports.append(port)
+            self._listener_ready(str(listener.address), port, listener.mode)
+
+    def _listener_ready(self, configured: str, port: IListeningPort, mode: str) -> None:
+        host: Any = port.getHost()
+        self.log.emit(events.ListenerReady(configured, f"{host.host}:{host.port}", mode))
+
+    # What happens
+
+    def _snapshot(self, snapshot: Snapshot) -> None:
+        self._queue.set_clock(
+            snapshot.offset_ms, self._membership.redis_time_ms + snapshot.offset_ms - time.time_ns() // 1_000_000
+        )
+        now = {member.incarnation: member for member in snapshot.members}
+        for incarnation in sorted(now.keys() - self._members.keys()):
+            self.log.emit(events.MemberJoined(now[incarnation].id, incarnation, len(now)))
+        for incarnation in sorted(self._members.keys() - now.keys()):
+            self.log.emit(events.MemberLeft(self._members[incarnation].id, incarnation, len(now)))
+        self._members = now
+        delivering = [member for member in snapshot.members if "delivery" in member.roles and not member.draining]
+        self._metrics.ring_nodes.set(len(delivering))
+        if self._partitions is not None:
+            self._partitions.see(snapshot, self._heart.member.incarnation)
+            self._show_load(delivering)
+
+    def _show_load(self, delivering: Sequence[Member]) -> None:
+        owned = len(self._partitions.owned) if self._partitions is not None else 0
+        self._metrics.ring_partitions_owned.set(owned)
+        total = sum(member.weight for member in delivering)
+        fair = self._queue.partitions * self._config.node.weight / total if total else 0
+        self._metrics.node_load_ratio.set(owned / fair if fair else 0)
+
+    def _acquired(self, partitions: Sequence[int]) -> None:
+        assert self._partitions is not None
+        assert self._janitor is not None
+        owned = len(self._partitions.owned)
+        self._metrics.ring_partitions_owned.set(owned)
+        self.log.emit(events.PartitionsAcquired(len(partitions), owned))
+        Deferred.fromCoroutine(self._janitor.look_at(partitions)).addErrback(lambda failure: failure.trap(QueueError))
+
+    def _released(self, partitions: Sequence[int]) -> None:
+        assert self._partitions is not None
+        owned = len(self._partitions.owned)
+        self._metrics.ring_partitions_owned.set(owned)
+        self.log.emit(events.PartitionsReleased(len(partitions), owned))
+
+    def _lost(self, partitions: Sequence[int]) -> None:
+        self._metrics.ownership_lost.inc(len(partitions))
+        self.log.emit(events.OwnershipLost(len(partitions), "the lease ran out, or another node took over"))
+
+    def _recovered(self, waiting: Sequence[str], held: Sequence[str]) -> None:
+        self.log.emit(events.ItemsRecovered(-1, len(waiting), len(held)))
+        for identifier in held:
+            self.log.emit(events.ItemHeld(identifier, "its holders died again and again"))
+
+    def _life_is_over(self) -> Deferred[None] | None:
+        """Our lease had run out. What was delivered is written first; then everything is somebody else's, until we join anew."""
+        if self._partitions is None:
+            return None
+        self._settlement.write_again()
+        self._partitions.forget()
+        return None
+
+    def _trouble(self, place: str) -> Callable[[BaseException], None]:
+        def told(error: BaseException) -> None:
+            if not isinstance(error, QueueError):
+                self.log.emit(events.Error(type(error).__name__, place, str(error), Failure(error).getTraceback()))
+
+        return told
+
+    def _redis_ready(self) -> None:
+        self.log.emit(events.RedisReady(self._redis_target, ""))
+        if self._gate.started:
+            self._heart.hurry()
+            if self._delivery is not None:
+                self._settlement.write_again()
+                reactor.callLater(0, self._delivery.look_again)
+
+    def _redis_lost(self) -> None:
+        self._metrics.redis_errors["connection"].inc()
+        self.log.emit(events.RedisLost(self._redis_target, self._redis.refusal))
+
+    def _redis_refused(self, reason: str) -> None:
+        self._metrics.redis_errors["refused"].inc()
+        self.log.emit(events.RedisRefused(self._redis_target, reason))
+
+    def _listen_for_wakes(self) -> None:
+        """Hints for our incarnation; the poll finds what they miss."""
+        channel = keys.WAKE_CHANNEL + b"%d" % self._heart.member.incarnation
+        self._hints.request("SUBSCRIBE", channel).addErrback(lambda failure: failure.trap(QueueError))
+
+    def _hint(self, channel: bytes, message: bytes) -> None:
+        if channel == keys.MEMBERSHIP_CHANNEL:
+            if message == b"released" and self._partitions is not None:
+                self._partitions.reconcile()
+            else:
+                self._heart.hurry()
+        elif self._delivery is not None:
+            self._delivery.wake(message.partition(b":")[2].decode("ascii", "replace"))
+
+    # Reloading and leaving
+
+    def reload(self) -> None:
+        """SIGHUP: read the configuration again, whole or not at all."""
+        try:
+            config = self._reload()
+            if config.redis != self._config.redis or config.listener != self._config.listener:
+                raise ConfigError(["a change of [redis] or of a [[listener]] needs a restart"])
+        except ConfigError as error:
+            self._metrics.config_reloads["refused"].inc()
+            self.log.emit(events.ConfigRefused("", tuple(error.lines)))
+            return
+        self._config = config
+        if self._edge is not None:
+            self._edge.use(_access(config))
+        if self._delivery is not None:
+            self._table = config.routes()
+            self._delivery.use(self._table)
+            self._settlement.use(_retry(config))
+        self._metrics.config_reloads["applied"].inc()
+        self.log.emit(events.ConfigLoaded(""))
+
+    def stopService(self) -> Deferred[None]:
+        """Drain: finish what is under way within the deadline, hand over, leave."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        if self._stopping or not getattr(self, "_gate", None) or not self._gate.started:
+            return self._abandon()
+        self._stopping = True
+        return Deferred.fromCoroutine(self._drain())
+
+    async def _drain(self) -> None:
+        began = reactor.seconds()
+        deadline = self._config.node.drain_deadline
+        self.log.emit(events.NodeStopping("stop", deadline))
+        self._gate.draining = True
+        for port in self._ports:
+            stopped = port.stopListening()
+            if stopped is not None:
+                await stopped
+        self._heart.set_draining()
+        self._room.stop()
+        finished: list[Deferred[Any]] = [self._sessions.drain()]
+        if self._delivery is not None:
+            finished.append(self._delivery.drain())
+        await _within(DeferredList(finished, consumeErrors=True), deadline)
+        unfinished = 0
+        if self._delivery is not None and self._janitor is not None and self._partitions is not None:
+            self._janitor.stop()
+            unfinished = self._delivery.in_hand
+            closed = self._pool.close()
+            if unfinished:
+                self._pool.abort()
+            await _within(closed, 2.0)
+            await _within(self._partitions.all_released(), 2.0)
+            self._partitions.stop()
+            self._limits.stop()
+            self._settlement.stop()
+            self._resolver.stop()
+        await _within(Deferred.fromCoroutine(self._heart.leave()), 2.0)
+        self._lag.stop()
+        self.log.emit(events.NodeStopped(reactor.seconds() - began, unfinished))
+        await self._abandon()
+
+    def _abandon(self) -> Deferred[None]:
+        """The rest, at once."""
+
+        async def close() -> None:
+            for name in ("_hints", "_redis"):
+                connection: RedisConnection | None = getattr(self, name, None)
+                if connection is not None:
+                    await _within(connection.stop(), 2.0)
+            if self._redis_server is not None:
+                self._redis_server.stop()
+            self._write.flush()
+
+        return Deferred.fromCoroutine(close())
+
+
+async def _within(done: Deferred[Any], seconds: float) -> None:
+    """Wait for it, at most so long; how it ended does not matter."""
+    waiting: Deferred[None] = Deferred()
+
+    def over(_: object) -> None:
+        if not waiting.called:
+            waiting.callback(None)
+
+    timer = reactor.callLater(seconds, over, None)
+    done.addBoth(over)
+    await waiting
+    if timer.active():
+        timer.cancel()
+
+
+def _tls_for(host: str, ca_file: str) -> Any:
+    if not ca_file:
+        return optionsForClientTLS(host)
+    from twisted.internet.ssl import Certificate
+
+    text = Path(ca_file).read_bytes()
+    end = b"-----END CERTIFICATE-----\n"
+    blocks = [block + end for block in text.split(end)[:-1]]
+    return optionsForClientTLS(
+        host, trustRoot=trustRootFromCertificates([Certificate.loadPEM(block) for block in blocks])
+    )
+
+
+def _access(config: Config) -> Access:
+    networks = {str(listener.address): config.access.networks_for(listener) for listener in config.listener}
+    return Access.of(networks, config.access.relay_domains)
+
+
+def _retry(config: Config) -> RetrySettings:
+    delivery = config.delivery
+    return RetrySettings(tuple(delivery.retry), delivery.lifetime, delivery.delay_notice)
+
+
+def _server_settings(config: Config) -> ServerSettings:
+    return ServerSettings(
+        hostname=config.node.hostname,
+        message_size_bytes=config.limits.message_size,
+        recipients=config.limits.recipients,
+        errors=config.limits.errors,
+    )
+
+
+def _session_limits(config: Config) -> SessionLimits:
+    limits = config.limits
+    return SessionLimits(
+        connections=limits.connections,
+        connections_per_client=limits.connections_per_client,
+        command_timeout_seconds=limits.command_timeout,
+        data_timeout_seconds=limits.data_timeout,
+        transaction_seconds=limits.transaction_time,
+        minimum_data_rate=limits.minimum_data_rate,
+    )
+
+
+def make_node(path: str | None, overrides: dict[str, object], start_failed: Callable[[str], None]) -> Node:
+    """A node from its configuration file. Raises `ConfigError`."""
+
+    def read() -> Config:
+        return load(path, os.environ, overrides)
+
+    return Node(read(), read, start_failed)

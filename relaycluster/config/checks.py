@@ -1,0 +1,234 @@
+"""What a well-formed configuration must not say: contradictions, open relays, files that are not there.
+
+Each finding names the keys that take part, the first of which is where the operator is sent. What is allowed but
+worth a word is a warning.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from ipaddress import ip_address
+from urllib.parse import SplitResult, urlsplit
+
+from attrs import frozen
+
+from relaycluster.config.later import Loc
+from relaycluster.config.model import Config
+from relaycluster.config.values import format_duration
+from relaycluster.policy.routing import HostPort
+
+_NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_FILES: tuple[tuple[str, str], ...] = (
+    ("redis", "ca_file"),
+    ("tls", "certificate"),
+    ("tls", "key"),
+    ("access", "users_file"),
+    ("http", "token_file"),
+)
+_SECRET_FILES: tuple[tuple[str, str], ...] = (("redis", "password_file"), ("tls", "key"), ("http", "token_file"))
+
+
+@frozen
+class Finding:
+    """One thing that is wrong: the keys that contradict each other, and "what is wrong; the fix"."""
+
+    keys: tuple[Loc, ...]
+    text: str
+
+
+def findings(config: Config) -> Iterator[Finding]:
+    """All that is wrong with a configuration of which every single value is well formed."""
+    yield from _node(config)
+    yield from _redis(config)
+    yield from _sockets(config)
+    yield from _access(config)
+    yield from _times(config)
+    yield from _destinations(config)
+    yield from _files(config)
+
+
+def warnings(config: Config) -> list[str]:
+    """What is allowed, and that the operator should know; each "key: text" on one line."""
+    found: list[tuple[str, str]] = []
+    if config.node.workers != 1:
+        found.append(("node.workers", "this release runs one process"))
+    if "." not in config.node.hostname:
+        text = "is not fully qualified, and remote servers may refuse it; set it to a name that resolves to this host"
+        found.append(("node.hostname", f"{config.node.hostname!r} {text}"))
+    if config.redis.durability == "memory":
+        found.append(("redis.durability", "messages that were answered 250 are lost when Redis stops; for tests only"))
+    for number, listener in enumerate(config.listener):
+        if listener.tls == "starttls":
+            found.append((f"listener[{number}].tls", "STARTTLS is not offered yet"))
+    if config.access.users_file:
+        found.append(("access.users_file", "AUTH is not offered yet"))
+    if config.limits.recipients < 100:
+        found.append(("limits.recipients", "is below the 100 that every server should take (RFC 5321 4.5.3.1.8)"))
+    for number, destination in enumerate(config.destination):
+        if destination.mx_suffix:
+            found.append((f"destination[{number}].mx_suffix", "is not looked at yet"))
+    for section, key in _SECRET_FILES:
+        path = getattr(getattr(config, section), key)
+        if path and _is_public(path):
+            found.append((f"{section}.{key}", f"everybody on this host can read {path}; chmod o-rwx"))
+    return [f"{key}: {text}" for key, text in found]
+
+
+def _node(config: Config) -> Iterator[Finding]:
+    node = config.node
+    if _NODE_ID.fullmatch(node.id) is None:
+        text = f"{node.id[:80]!r} is not a node's name; use at most 64 letters, digits, '.', '_' and '-'"
+        yield Finding((("node", "id"),), text)
+    if len(set(node.roles)) != len(node.roles):
+        yield Finding((("node", "roles"),), "names a role twice; name each once")
+    if "edge" in node.roles and not config.listener:
+        text = 'an edge without a listener accepts nothing; add a [[listener]], or write roles = ["delivery"]'
+        yield Finding((("listener",), ("node", "roles")), text)
+    if os.path.exists(node.state_dir) and not os.path.isdir(node.state_dir):
+        yield Finding((("node", "state_dir"),), f"{node.state_dir} is not a directory; name one")
+
+
+def _redis(config: Config) -> Iterator[Finding]:
+    redis = config.redis
+    url, partitions = ("redis", "url"), ("redis", "partitions")
+    if redis.partitions & (redis.partitions - 1):
+        below = 1 << (redis.partitions.bit_length() - 1)
+        yield Finding((partitions,), f"{redis.partitions} is not a power of two; write {below} or {2 * below}")
+    if redis.url == "embedded":
+        for key in ("username", "password", "password_file", "ca_file"):
+            value = redis.password.get_secret_value() if key == "password" else getattr(redis, key)
+            if value and not (key == "password" and redis.password_file):
+                yield Finding((("redis", key), url), "the embedded Redis takes none; remove it")
+        return
+    trouble = _trouble_of_url(redis.url)
+    if trouble is not None:
+        yield Finding((url,), trouble)
+        return
+    parts = urlsplit(redis.url)
+    if redis.maxmemory is not None:
+        text = "is for the embedded Redis; set it in the configuration of the Redis that redis.url names"
+        yield Finding((("redis", "maxmemory"), url), text)
+    if redis.ca_file and parts.scheme != "rediss":
+        yield Finding((("redis", "ca_file"), url), "redis.url does not use TLS; write rediss://, or remove it")
+    if parts.password and redis.password.get_secret_value():
+        yield Finding((("redis", "password"), url), "redis.url has a password, too; take it out of the URL")
+    if parts.username and redis.username:
+        yield Finding((("redis", "username"), url), "redis.url has a user, too; take it out of the URL")
+
+
+def _trouble_of_url(url: str) -> str | None:
+    """What is wrong with the URL of a Redis. It may hold a password, so the text never repeats it."""
+    fix = 'write "embedded", "redis://host:6379", "rediss://host:6379" or "unix:///path/to/socket"'
+    try:
+        parts: SplitResult = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return f"is not a URL; {fix}"
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        return f"is not the URL of a Redis; {fix}"
+    if parts.query or parts.fragment:
+        return f"has a query or a fragment; {fix}"
+    if parts.scheme == "unix":
+        return None if parts.path.startswith("/") and not parts.hostname else f"needs an absolute path; {fix}"
+    if not parts.hostname or port == 0:
+        return f"names no host, or the port 0; {fix}"
+    database = parts.path.strip("/")
+    if database and not (database.isascii() and database.isdigit() and len(database) <= 5):
+        return 'ends in something that is not the number of a database; write it like "redis://host:6379/0"'
+    return None
+
+
+def _sockets(config: Config) -> Iterator[Finding]:
+    taken: list[tuple[HostPort, str, Loc]] = []
+    places: list[tuple[HostPort, Loc]] = [
+        (listener.address, ("listener", number, "address")) for number, listener in enumerate(config.listener)
+    ]
+    if config.http.listen is not None:
+        places.append((config.http.listen, ("http", "listen")))
+    for endpoint, loc in places:
+        other = next(((name, place) for known, name, place in taken if _collide(known, endpoint)), None)
+        if other is not None:
+            yield Finding((loc, other[1]), f"{endpoint} is taken by {other[0]}; choose another port")
+        taken.append((endpoint, key_text(loc), loc))
+    for number, listener in enumerate(config.listener):
+        if listener.mode == "mx" and not config.access.relay_domains:
+            text = 'mode "mx" accepts mail for access.relay_domains only, and there are none; name them'
+            yield Finding((("listener", number, "mode"), ("access", "relay_domains")), text)
+
+
+def _collide(one: HostPort, other: HostPort) -> bool:
+    if one.port != other.port or one.port == 0:
+        return False
+    a, b = ip_address(one.host), ip_address(other.host)
+    return a == b or (a.version == b.version and (a.is_unspecified or b.is_unspecified))
+
+
+def _access(config: Config) -> Iterator[Finding]:
+    if "*" in config.access.relay_domains:
+        text = 'accepting mail for "*" from anyone makes this an open relay; name your own domains'
+        yield Finding((("access", "relay_domains"),), text)
+
+
+def _times(config: Config) -> Iterator[Finding]:
+    delivery = config.delivery
+    retry, lifetime = ("delivery", "retry"), ("delivery", "lifetime")
+    if min(delivery.retry) < 1:
+        yield Finding((retry,), "a wait of less than a second hammers the remote server; write at least 1s")
+    if delivery.lifetime < delivery.retry[0]:
+        first = format_duration(delivery.retry[0])
+        yield Finding((lifetime, retry), f"ends before the first retry after {first}; make it longer, like 5d")
+    if delivery.delay_notice >= delivery.lifetime:
+        text = "must be shorter than delivery.lifetime, or nobody gets it; shorten it, or write 0s for none"
+        yield Finding((("delivery", "delay_notice"), lifetime), text)
+
+
+def _destinations(config: Config) -> Iterator[Finding]:
+    seen: dict[str, int] = {}
+    for number, destination in enumerate(config.destination):
+        place = ("destination", number)
+        if not destination.match and not destination.mx_suffix:
+            yield Finding((place,), 'applies to nothing; add match = ["example.com"]')
+        for pattern in destination.match:
+            first = seen.setdefault(pattern, number)
+            if first != number:
+                text = f"{pattern!r} stands in destination[{first}], too; keep it in one of them"
+                yield Finding(((*place, "match"), ("destination", first, "match")), text)
+
+
+def _files(config: Config) -> Iterator[Finding]:
+    if bool(config.tls.certificate) != bool(config.tls.key):
+        missing = "key" if config.tls.certificate else "certificate"
+        yield Finding((("tls", missing),), "is missing beside the other one; name both files")
+    for section, key in _FILES:
+        path = getattr(getattr(config, section), key)
+        trouble = path and file_trouble(path)
+        if trouble:
+            yield Finding(((section, key),), trouble)
+
+
+def key_text(loc: Loc) -> str:
+    """`listener[0].address`."""
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return "".join(character if character.isprintable() else "?" for character in text)[:200]
+
+
+def file_trouble(path: str) -> str | None:
+    """Why a file cannot be read, with the fix; None when it can."""
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except OSError as error:
+        return f"{path} cannot be read ({os.strerror(error.errno or 0)}); create it, or name another file"
+    return None
+
+
+def _is_public(path: str) -> bool:
+    try:
+        return bool(os.stat(path).st_mode & stat.S_IROTH)
+    except OSError:
+        return False

@@ -1,0 +1,427 @@
+"""Every option: its name, type, unit, default and a paragraph for the operator, frozen once it is read.
+
+The reference page and the JSON Schema are generated from here. Defaults are written as an operator writes them.
+An attribute has the name of its key (`class` is `message_class`), a duration is held in seconds, a size in bytes.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from attrs import field, frozen
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from relaycluster.config.values import (
+    Bytes,
+    BytesPerSecond,
+    ClientNetwork,
+    DNSServer,
+    Domain,
+    FilePath,
+    Kind,
+    Listen,
+    Network,
+    OptionalBytes,
+    OptionalDomain,
+    OptionalListen,
+    OptionalRate,
+    Pattern,
+    Real,
+    RouteHost,
+    Seconds,
+    Text,
+    Whole,
+    Workers,
+)
+from relaycluster.mail.envelope import MessageClass
+from relaycluster.mail.queue_id import MOST_PARTITIONS
+from relaycluster.policy.routing import DestinationSettings, RouteTable
+
+LOOPBACK: tuple[Network, ...] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+DEFAULT_LISTENER = {"address": "127.0.0.1:2525"}
+
+
+def _option(default: Any, doc: str, **more: Any) -> Any:
+    return Field(default, description=doc, **more)
+
+
+class Section(BaseModel):
+    """What all tables of the file have in common: frozen, and no key that is not known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, arbitrary_types_allowed=True)
+
+
+class Node(Section):
+    """This process's place in the cluster."""
+
+    id: Annotated[Text, Kind("name")] = _option(
+        "",
+        "The node's name in the cluster, in metrics and logs: letters, digits, `.`, `_` and `-`, at most 64. It must be"
+        " its own, and stay the same over restarts: a node that died comes back under its name and takes its mail up"
+        " again. Empty: the machine's host name.",
+    )
+    hostname: OptionalDomain = _option(
+        "",
+        "The fully qualified domain name in the greeting, in EHLO, in `Received:` and in notices (RFC 5321 2.3.5). It"
+        " should resolve to the address that remote servers see, and back. Empty: the machine's host name.",
+    )
+    roles: tuple[Literal["edge", "delivery"], ...] = _option(
+        ("edge", "delivery"),
+        "What the node does: `edge` accepts mail on its listeners, `delivery` owns recipient domains and sends. An edge"
+        " alone needs delivery nodes on the same Redis.",
+        min_length=1,
+    )
+    workers: Workers = _option(
+        1,
+        'Processes on this host that share its sockets; `"auto"` is one for each core. This release runs one process'
+        " whatever is written here.",
+    )
+    weight: Real = _option(
+        1.0,
+        "The node's share of the recipient domains, relative to the other delivery nodes: 2.0 owns twice as many.",
+        ge=0.01,
+        le=100,
+    )
+    state_dir: FilePath = _option(
+        "/var/lib/relaycluster",
+        "The directory for what belongs to this node: the embedded Redis with its files, locks. It is created when it"
+        " is missing. Without a configuration file: below the user's own state directory.",
+    )
+    drain_deadline: Seconds = _option(
+        "60s",
+        "How long a node that is told to stop lets open transactions and deliveries finish before it leaves. What is"
+        " unfinished then stays queued, and another node sends it. The init system must wait longer than this.",
+        gt=0,
+    )
+
+
+class Redis(Section):
+    """The shared queue."""
+
+    url: Annotated[Text, Kind("URL")] = _option(
+        "embedded",
+        "`embedded` starts a Redis of our own, with its files under `node.state_dir`, for this node alone. A cluster"
+        " names one Redis for all: `redis://host:6379/0`, `rediss://…` (TLS) or `unix:///run/redis/redis.sock`. User"
+        " and password may stand in the URL (`redis://user:password@host`), but the keys below keep them out of it.",
+        repr=False,
+    )
+    username: Text = _option("", "The ACL user. Empty: the default user.")
+    password: SecretStr = _option("", "The password. `password_file` is the better place for it.")
+    password_file: FilePath = _option("", "A file that holds the password, and nothing else but a line end.")
+    ca_file: FilePath = _option(
+        "", "The certificates (PEM) that sign the server's, for `rediss://`. Empty: those that the system trusts."
+    )
+    durability: Literal["fsync", "memory"] = _option(
+        "fsync",
+        "What a message must survive before it is answered 250. `fsync`: Redis has written it to its append-only file"
+        " and synced that; Redis must run with `appendonly yes` and `appendfsync always`, which is checked at the start"
+        " and on each reconnect. `memory`: nothing, for tests only.",
+    )
+    partitions: Whole = _option(
+        1024,
+        "Into how many parts the recipient domains are divided among the delivery nodes: a power of two, at most"
+        f" {MOST_PARTITIONS}. It is fixed when the cluster is created; a node that is configured otherwise does not"
+        " start.",
+        ge=1,
+        le=MOST_PARTITIONS,
+    )
+    lease: Seconds = _option(
+        "10s",
+        "For how long a delivery node owns its domains without renewing. It is also how long mail for the domains of a"
+        " node that died waits for the next owner. A pause of a node or of Redis that is longer moves ownership.",
+        ge=1,
+        le=300,
+    )
+    memory_watermark: Real = _option(
+        0.85,
+        "The part of Redis's `maxmemory` above which new mail is answered 452 4.3.1, so that there is always room to"
+        " deliver what is queued.",
+        gt=0,
+        lt=1,
+    )
+    maxmemory: OptionalBytes = _option(
+        "",
+        "The memory limit of the embedded Redis. Empty: it decides from the machine's memory. Any other Redis has it in"
+        " its own configuration, with `maxmemory-policy noeviction`.",
+        ge=16 << 20,
+    )
+    done_retention: Seconds = _option(
+        "30min",
+        "How long the ids of settled messages are kept, so that a repeated enqueue changes nothing.",
+        ge=60,
+    )
+    trace_memory: Bytes = _option(
+        "256MiB",
+        "How much memory the history of settled messages may take in Redis, oldest out first. Nothing writes it in this"
+        " release; the event log has the history.",
+    )
+
+    @property
+    def target(self) -> RedisTarget:
+        """Where `url` points, taken apart, with the credentials."""
+        return RedisTarget.of(self)
+
+
+@frozen
+class RedisTarget:
+    """Where the queue's Redis is. `kind` is "embedded", "tcp" (host, port, tls) or "unix" (path)."""
+
+    kind: Literal["embedded", "tcp", "unix"]
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    tls: bool = False
+    database: int = 0
+    username: str = ""
+    password: str = field(default="", repr=False)
+    ca_file: str = ""
+
+    @classmethod
+    def of(cls, redis: Redis) -> RedisTarget:
+        """The parts of a URL that `checks` found to be well formed."""
+        if redis.url == "embedded":
+            return cls("embedded")
+        parts = urlsplit(redis.url)
+        username = redis.username or unquote(parts.username or "")
+        password = redis.password.get_secret_value() or unquote(parts.password or "")
+        if parts.scheme == "unix":
+            return cls("unix", path=unquote(parts.path), username=username, password=password)
+        return cls(
+            "tcp",
+            host=parts.hostname or "",
+            port=parts.port or 6379,
+            tls=parts.scheme == "rediss",
+            database=int(parts.path.strip("/") or 0),
+            username=username,
+            password=password,
+            ca_file=redis.ca_file,
+        )
+
+
+class Listener(Section):
+    """A socket that accepts mail; one `[[listener]]` table for each."""
+
+    address: Listen = Field(
+        description="Where to listen: an IP address and a port, `0.0.0.0:587` or `[::]:25`. The port 0 takes a free one."
+    )
+    mode: Literal["submission", "mx"] = _option(
+        "submission",
+        "`submission`: for our own users and machines, who may relay to anywhere when their address is in"
+        " `access.networks`. `mx`: for the world, who may send to `access.relay_domains` only.",
+    )
+    tls: Literal["none", "starttls"] = _option(
+        "none",
+        "Whether the listener speaks TLS. This release does not yet: `starttls` is accepted, and the listener does not"
+        " offer it. `implicit` is refused until it can be kept.",
+    )
+    message_class: Literal["urgent", "normal", "bulk"] = _option(
+        "normal",
+        "Which mail goes first where a domain's limit makes mail wait: `urgent` before `normal` before `bulk`.",
+        alias="class",
+    )
+
+    @property
+    def priority(self) -> MessageClass:
+        """`message_class` as the queue knows it."""
+        return MessageClass[self.message_class.upper()]
+
+
+class TLS(Section):
+    """The listeners' certificate."""
+
+    certificate: FilePath = _option("", "The certificate chain (PEM), the server's own first.")
+    key: FilePath = _option("", "The certificate's private key (PEM).")
+    minimum: Literal["1.2", "1.3"] = _option(
+        "1.2", "The oldest TLS version that is spoken (RFC 8996 forbids older ones)."
+    )
+
+
+class Access(Section):
+    """Who may send through us."""
+
+    networks: Annotated[tuple[ClientNetwork, ...] | None, Kind("list of networks")] = _option(
+        None,
+        "The client networks that may relay to anywhere without AUTH, on listeners of mode `submission`. Not set:"
+        " loopback, and that on listeners bound to a loopback address only. Never the address of a load balancer: the"
+        " whole world comes from there.",
+    )
+    relay_domains: tuple[Pattern, ...] = _option(
+        (),
+        "The recipient domains for which mail is accepted from anyone: `example.com`, or `*.example.com` for all below.",
+    )
+    users_file: FilePath = _option(
+        "", "The users who may authenticate. This release does not offer AUTH yet and does not read it."
+    )
+
+    def networks_for(self, listener: Listener) -> tuple[Network, ...]:
+        """The networks that may relay on this listener."""
+        if listener.mode == "mx":
+            return ()
+        if self.networks is not None:
+            return self.networks
+        return LOOPBACK if ip_address(listener.address.host).is_loopback else ()
+
+
+class Limits(Section):
+    """What one client, session and message may cost. Connections are counted in each process."""
+
+    message_size: Bytes = _option(
+        "25MiB",
+        "The largest content that is accepted, as SIZE announces it (RFC 1870). The same as at large providers; Postfix"
+        " has 10 MB.",
+        ge=1024,
+        le=1 << 30,
+    )
+    recipients: Whole = _option(
+        1000,
+        "The most recipients of one message; more are answered 452 4.5.3, and the client sends them in another"
+        " transaction. RFC 5321 4.5.3.1.8 asks for 100 at least; as in Postfix (`smtpd_recipient_limit`).",
+        ge=1,
+        le=100_000,
+    )
+    connections: Whole = _option(2000, "The most sessions at once in a process; more are answered 421.", ge=1)
+    connections_per_client: Whole = _option(
+        100, "The most sessions at once from one client address in a process; more are answered 421.", ge=1
+    )
+    errors: Whole = _option(
+        20, "After so many refused commands a session ends with 421. As in Postfix (`smtpd_hard_error_limit`).", ge=1
+    )
+    command_timeout: Seconds = _option(
+        "5min", "How long a session may wait for the next command; RFC 5321 4.5.3.2.7 asks for 5 minutes.", gt=0
+    )
+    data_timeout: Seconds = _option("10min", "How long a session may stand still within the content.", gt=0)
+    transaction_time: Seconds = _option(
+        "30min", "How long one message may take, from MAIL to the end of its content.", gt=0
+    )
+    minimum_data_rate: BytesPerSecond = _option(
+        "500B/s", "The slowest flow of content that is borne, on average, from a client that holds a session."
+    )
+    bare_newline: Literal["reject"] = _option(
+        "reject",
+        "What becomes of content with a CR or LF that stands alone: `reject` answers 5yz, since such content can hide a"
+        " second message from one of two servers (SMTP smuggling, CVE-2023-51764).",
+    )
+
+
+class Delivery(Section):
+    """How mail is sent on."""
+
+    connections: Whole = _option(500, "The most outbound connections of a process.", ge=1)
+    connections_per_domain: Whole = _option(
+        20,
+        "The most connections at once to one recipient domain, over the whole cluster. As in Postfix"
+        " (`default_destination_concurrency_limit`).",
+        ge=1,
+    )
+    messages_per_connection: Whole = _option(
+        100, "After so many messages a connection is closed and another one opened.", ge=1
+    )
+    idle: Seconds = _option("10s", "How long a connection is kept for the next message to the same host.", gt=0, le=600)
+    rate_per_domain: OptionalRate = _option(
+        "", "The most SMTP transactions to one recipient domain, over the whole cluster. Empty: no limit."
+    )
+    retry: tuple[Seconds, ...] = _option(
+        ("1min", "5min", "15min", "30min", "1h", "2h", "4h"),
+        "How long a deferred message waits before each next attempt, then the last of them again and again."
+        " RFC 5321 4.5.4.1 asks for 30 minutes in general, and for two attempts in the first hour.",
+        min_length=1,
+    )
+    lifetime: Seconds = _option(
+        "5d", "How long a message is tried before its sender gets it back; RFC 5321 4.5.4.1 asks for 4 to 5 days.", gt=0
+    )
+    delay_notice: Seconds = _option(
+        "4h", "After how long the sender is told that a message is still on its way. `0s`: never.", ge=0
+    )
+    tls: Literal["none", "may"] = _option(
+        "may",
+        "TLS to remote servers: `may` uses STARTTLS where it is offered, with any certificate (RFC 7435); `none` never."
+        " `encrypt` and `verify` are refused until they can be kept.",
+    )
+
+
+class Destination(Section):
+    """What is different for some recipient domains; one `[[destination]]` table for each.
+
+    The limits hold over the whole cluster, and for all domains of the table together: they are one provider. Only under
+    `*` without `hosts` does each domain have them for itself.
+    """
+
+    match: tuple[Pattern, ...] = _option(
+        (),
+        "The recipient domains: `example.com`, `*.example.org` for all below it, `*` for all. The most exact pattern"
+        " wins: the domain itself, then the longest `*.` pattern, then `*`.",
+    )
+    mx_suffix: tuple[Domain, ...] = _option(
+        (),
+        "All domains whose MX hosts end so, as one provider. This release does not look at it yet.",
+    )
+    hosts: tuple[RouteHost, ...] = _option(
+        (),
+        "The route: these hosts instead of the MX records, in this order; a name or an IP address, with a port where it"
+        ' is not 25: `10.1.1.1:25`, `[::1]:2525`. With `match = ["*"]` it is the smarthost.',
+    )
+    rate: OptionalRate = _option("", "Instead of `delivery.rate_per_domain`.")
+    connections: Whole | None = _option(None, "Instead of `delivery.connections_per_domain`.", ge=1)
+    messages_per_connection: Whole | None = _option(None, "Instead of `delivery.messages_per_connection`.", ge=1)
+    tls: Literal["none", "may"] | None = _option(None, "Instead of `delivery.tls`.")
+
+    def settings(self, delivery: Delivery) -> DestinationSettings:
+        """The destination as delivery sees it, with `delivery`'s values where it has none of its own."""
+        return DestinationSettings(
+            name=self.match[0] if self.match and (self.hosts or self.match != ("*",)) else "",
+            hosts=self.hosts,
+            rate=self.rate or delivery.rate_per_domain,
+            connections=self.connections or delivery.connections_per_domain,
+            messages_per_connection=self.messages_per_connection or delivery.messages_per_connection,
+            tls=self.tls or delivery.tls,
+            mx_suffix=self.mx_suffix,
+        )
+
+
+class DNS(Section):
+    """Where names are looked up."""
+
+    servers: tuple[DNSServer, ...] = _option(
+        (), "The resolvers to ask, by IP address, with a port where it is not 53. Empty: those of the system."
+    )
+
+
+class HTTP(Section):
+    """The port for machines: `/metrics`, `/livez`, `/readyz`."""
+
+    listen: OptionalListen = _option(
+        "127.0.0.1:9025",
+        "Where it listens. It has no access control: bind it where only your own machines reach. Empty: off.",
+    )
+    token_file: FilePath = _option(
+        "", "A file with the token that will open the admin API. Nothing reads it in this release."
+    )
+
+
+class Log(Section):
+    """The event log on standard output."""
+
+    format: Literal["json", "text"] = _option("json", "One event a line, as JSON, or as words that a person reads.")
+
+
+class Config(Section):
+    """The whole file."""
+
+    node: Node = Field(default_factory=Node)
+    redis: Redis = Field(default_factory=Redis)
+    listener: tuple[Listener, ...] = _option((DEFAULT_LISTENER,), "The listeners; without any: one on 127.0.0.1:2525.")
+    tls: TLS = Field(default_factory=TLS)
+    access: Access = Field(default_factory=Access)
+    limits: Limits = Field(default_factory=Limits)
+    delivery: Delivery = Field(default_factory=Delivery)
+    destination: tuple[Destination, ...] = _option((), "The destinations that differ.")
+    dns: DNS = Field(default_factory=DNS)
+    http: HTTP = Field(default_factory=HTTP)
+    log: Log = Field(default_factory=Log)
+
+    def routes(self) -> RouteTable:
+        """Which settings hold for mail to which domain."""
+        default = Destination().settings(self.delivery)
+        return RouteTable.build(default, ((one.match, one.settings(self.delivery)) for one in self.destination))

@@ -1,0 +1,535 @@
+"""A connection to a next hop: drives the client's conversation over TCP and TLS, each stage within its time.
+
+`connect` gives an `OutboundConnection` whose session stands; `send` carries transactions over it, one after another.
+Neither is silent about trouble: the first fails with `ConnectFailed`, the second answers with outcomes and never fails.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, assert_never
+
+from attrs import field, frozen, validators
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
+from twisted.internet.error import ConnectError, ConnectionDone, ConnectionLost, TimeoutError
+from twisted.internet.interfaces import (
+    IAddress,
+    IDelayedCall,
+    IHandshakeListener,
+    IReactorTime,
+    ISSLTransport,
+    ITCPTransport,
+    ITLSTransport,
+)
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from relaycluster.mail import outcome
+from relaycluster.mail.outcome import Outcome, Stage
+from relaycluster.mail.reply import Reply
+from relaycluster.mail.session import TLSFacts
+from relaycluster.net import tls
+from relaycluster.net.flow import Flow
+from relaycluster.net.immediate import write_now
+from relaycluster.smtp.client import (
+    ClientConversation,
+    ContentWanted,
+    Ended,
+    Event,
+    Finished,
+    Ready,
+    TLSPolicy,
+    TLSWanted,
+    Transaction,
+)
+from relaycluster.smtp.client_states import State
+from relaycluster.smtp.extensions import Extensions
+
+PIECE = 64 * 1024
+"""Octets of a long content that are written at once."""
+
+_BURST = 4
+"""Pieces that one connection writes before it lets the others have the reactor."""
+
+_REPLY_CLOSED = Reply.of(451, "4.4.2", "the connection was closed before the transaction began")
+_REPLY_GIVEN_UP = Reply.of(451, "4.3.0", "given up by this node")
+_REPLY_NO_CONTENT = Reply.of(451, "4.3.0", "the content could not be read")
+
+
+@frozen(cache_hash=True)
+class Target:
+    """Where a connection goes, and how: equal targets can share connections.
+
+    `host` is the name that the certificate must bear and that outcomes show: an MX host, or an IP address. `address` is
+    an IPv4 or IPv6 address. `source` is the local address to connect from; empty lets the system choose. `limit` is the
+    limit under which the connection counts: only mail under the same limit shares it.
+    """
+
+    host: str
+    address: str
+    port: int = 25
+    tls: TLSPolicy = field(default=TLSPolicy.MAY, converter=TLSPolicy)
+    source: str = ""
+    limit: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.host}[{self.address}]:{self.port}"
+
+
+@frozen
+class Timeouts:
+    """How many seconds each stage may take (RFC 5321 4.5.3.2), from the last thing that was said to a complete reply.
+
+    `content_seconds` is for each block of a long content that the other side takes its time for. `quit_seconds` is the
+    longest that a connection stays after its last word.
+    """
+
+    connect_seconds: float = field(default=30, validator=validators.gt(0))
+    greeting_seconds: float = field(default=300, validator=validators.gt(0))
+    ehlo_seconds: float = field(default=300, validator=validators.gt(0))
+    tls_seconds: float = field(default=60, validator=validators.gt(0))
+    mail_seconds: float = field(default=300, validator=validators.gt(0))
+    rcpt_seconds: float = field(default=300, validator=validators.gt(0))
+    data_seconds: float = field(default=120, validator=validators.gt(0))
+    content_seconds: float = field(default=180, validator=validators.gt(0))
+    final_dot_seconds: float = field(default=600, validator=validators.gt(0))
+    quit_seconds: float = field(default=5, validator=validators.gt(0))
+    by_state: dict[State, float] = field(init=False, repr=False, eq=False)
+    shortest_seconds: float = field(init=False, repr=False, eq=False)  # of a stage before QUIT
+
+    @by_state.default
+    def _by_state(self) -> dict[State, float]:
+        return {
+            State.GREETING: self.greeting_seconds,
+            State.EHLO: self.ehlo_seconds,
+            State.HELO: self.ehlo_seconds,
+            State.STARTTLS: self.tls_seconds,
+            State.TLS: self.tls_seconds,
+            State.RSET: self.mail_seconds,
+            State.MAIL: self.mail_seconds,
+            State.RCPT: self.rcpt_seconds,
+            State.DATA: self.data_seconds,
+            State.CONTENT: self.content_seconds,
+            State.EMPTY_DOT: self.data_seconds,
+            State.FINAL_DOT: self.final_dot_seconds,
+            State.QUIT: self.quit_seconds,
+        }
+
+    @shortest_seconds.default
+    def _shortest_seconds(self) -> float:
+        return min(seconds for state, seconds in self.by_state.items() if state is not State.QUIT)
+
+
+@frozen
+class OutboundSettings:
+    """What all outbound connections of a process have in common. `helo_name` is our name for EHLO; `tls` may be None
+    when no target's policy wants TLS."""
+
+    helo_name: str
+    tls: tls.ClientTLS | None = None
+    timeouts: Timeouts = field(factory=Timeouts)
+
+
+class ConnectFailed(Exception):
+    """No session with the target. `outcome` is what that means for mail to it; `tls_failed` when it broke off between
+    STARTTLS and the first reply under TLS: under "may" the caller can try again in clear, with TLSPolicy.NONE."""
+
+    def __init__(self, outcome: outcome.Deferred | outcome.Failed, *, tls_failed: bool = False) -> None:
+        super().__init__(str(outcome.reply))
+        self.outcome = outcome
+        self.tls_failed = tls_failed
+
+
+def connect(reactor: Any, target: Target, settings: OutboundSettings) -> Deferred[OutboundConnection]:
+    """A connection to the target whose session stands: greeting, EHLO and, by policy, TLS are done.
+
+    Fails with `ConnectFailed` and nothing else; so it does when it is cancelled. `reactor` provides IReactorTCP (and
+    IReactorPluggableNameResolver is not needed: `target.address` is an address) and IReactorTime.
+    """
+    connection = OutboundConnection(reactor, target, settings)
+    endpoint_class = TCP6ClientEndpoint if ":" in target.address else TCP4ClientEndpoint
+    endpoint = endpoint_class(
+        reactor,
+        target.address,
+        target.port,
+        timeout=settings.timeouts.connect_seconds,
+        bindAddress=(target.source, 0) if target.source else None,
+    )
+
+    def cancel(_established: Deferred[OutboundConnection]) -> None:
+        connection.abort()
+        attempt.cancel()
+
+    established: Deferred[OutboundConnection] = Deferred(cancel)
+    connection._established = established
+    attempt: Deferred[Any] = endpoint.connect(_OneConnection(connection))
+    attempt.addErrback(connection._not_connected)
+    return established
+
+
+class _OneConnection(Factory):
+    noisy = False
+
+    def __init__(self, connection: OutboundConnection) -> None:
+        self._connection = connection
+
+    def buildProtocol(self, addr: IAddress | None) -> OutboundConnection:
+        return self._connection
+
+
+@implementer(IHandshakeListener)
+class OutboundConnection(Protocol):
+    """One session with a target. Made by `connect`.
+
+    `target` is where it goes, `tls` what was negotiated (None in clear), `transactions_done` counts those that got to
+    their end. `on_closed`, when set, is called once with the connection when the connection is gone, whoever closed it.
+    """
+
+    _log = Logger()
+
+    def __init__(self, reactor: Any, target: Target, settings: OutboundSettings) -> None:
+        self.target = target
+        self.tls: TLSFacts | None = None
+        self.transactions_done = 0
+        self.went_stale = False
+        self.on_closed: Callable[[OutboundConnection], None] | None = None
+        self._reactor = reactor
+        self._settings = settings
+        self._conversation = ClientConversation(settings.helo_name, target.host, target.tls)
+        self._established: Deferred[OutboundConnection] | None = None
+        self._sending: Deferred[tuple[Outcome, ...]] | None = None
+        self._is_connected = False
+        self._content_sent: Deferred[None] | None = None
+        self._burst = 0
+        # One timer, set so that it fires at or before any deadline that can come up, and looked at only then.
+        self._by_state = settings.timeouts.by_state
+        self._shortest = settings.timeouts.shortest_seconds
+        self._deadline: float | None = None
+        self._timer: IDelayedCall | None = None
+
+    # What the caller wants
+
+    @property
+    def usable(self) -> bool:
+        """Whether `send` may be called: the session stands and no transaction is under way."""
+        return self._conversation.state is State.READY and self._sending is None
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the TCP connection is gone."""
+        return not self._is_connected
+
+    @property
+    def extensions(self) -> Extensions:
+        """What the server offers, as of its last reply to EHLO."""
+        return self._conversation.extensions
+
+    def needs_seven_bit(self, transaction: Transaction) -> bool:
+        """Whether the content must be converted to seven bits before `send`, because the host does not offer 8BITMIME.
+        Sent nevertheless, the transaction fails with 5.6.3 without a byte of it on the wire."""
+        return self._conversation.needs_seven_bit(transaction)
+
+    def send(self, transaction: Transaction) -> Deferred[tuple[Outcome, ...]]:
+        """Carry out the transaction. Fires with one outcome for each recipient, in order; never fails. Cancelling it
+        drops the connection, and fires it with what is known by then.
+
+        After it, `usable` tells whether the connection takes another one. `went_stale` is true after a transaction that
+        met a connection which the server had given up meanwhile: nothing of it was taken, so that it can be sent at once
+        over a new one.
+        """
+        if not self.usable:
+            closed = outcome.Deferred(_REPLY_CLOSED, Stage.MAIL, self.target.host)
+            self.went_stale = self.transactions_done > 0 and self._conversation.state is State.CLOSED
+            return succeed((closed,) * len(transaction.envelope.recipients))
+        sending: Deferred[tuple[Outcome, ...]] = Deferred(self._cancelled)
+        self._sending = sending
+        self._conversation.begin(transaction)
+        self._pump()
+        self._set_deadline()
+        return sending
+
+    def close(self) -> None:
+        """End the session with QUIT, and the connection with the answer to it or soon after. When a transaction is under
+        way, or the session does not stand, the same as `abort`."""
+        if not self.usable:
+            self.abort()
+            return
+        self._conversation.close()
+        self._pump()
+        self._stop_timer()  # QUIT has less time than the timer that may run
+        self._set_deadline()
+
+    def abort(self) -> None:
+        """Drop the connection. What is under way is deferred."""
+        self._give_up(_REPLY_GIVEN_UP)
+
+    # What Twisted says
+
+    def connectionMade(self) -> None:
+        """See `IProtocol`."""
+        transport = self.transport
+        self._is_connected = True
+        if ITCPTransport.providedBy(transport):
+            # We write whole commands and whole messages: Nagle would only wait for the acknowledgement of the last one.
+            transport.setTcpNoDelay(True)
+        if self._conversation.state is State.CLOSED:  # given up before
+            self._cut_off()
+            return
+        self._set_deadline()
+
+    def dataReceived(self, data: bytes) -> None:
+        """See `IProtocol`."""
+        conversation = self._conversation
+        seen = conversation.replies_seen
+        conversation.receive_data(data)
+        self._pump()
+        # A server that sends a byte now and then gets no more time than one that sends none.
+        if conversation.replies_seen != seen:
+            self._set_deadline()
+
+    def handshakeCompleted(self) -> None:
+        """See `IHandshakeListener`."""
+        target, settings = self.target, self._settings.tls
+        connection = self._tls_handle()
+        if self._conversation.state is not State.TLS or settings is None or connection is None:
+            return
+        try:
+            if target.tls is TLSPolicy.VERIFY:
+                settings.verify_host(connection, target.host)
+        except tls.NotTrusted as error:
+            self._conversation.tls_failed(str(error))
+        else:
+            self.tls = tls.facts(connection)
+            self._conversation.tls_started()
+        self._pump()
+        self._set_deadline()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """See `IProtocol`."""
+        self._is_connected = False
+        self._stop_timer()
+        if self._conversation.state is State.TLS:
+            if self._settings.tls is not None:
+                self._settings.tls.forget(self.target.host, self.target.port, verify=self._verifies)
+            self._conversation.tls_failed(_why_lost(reason))
+        else:
+            self._conversation.connection_lost(_why_lost(reason))
+        self._pump()
+        on_closed, self.on_closed = self.on_closed, None
+        if on_closed is not None:
+            on_closed(self)
+
+    def _not_connected(self, failure: Failure) -> None:
+        """The TCP connection could not be made."""
+        established, self._established = self._established, None
+        if established is None:
+            return
+        error = failure.value
+        if isinstance(error, TimeoutError):
+            why = f"no answer within {self._settings.timeouts.connect_seconds:g} s"
+        elif isinstance(error, ConnectError) and isinstance(error.osError, int):
+            why = os.strerror(error.osError)
+        else:
+            why = " ".join(str(error).split()) or type(error).__name__
+        reply = Reply.of(451, "4.4.1", f"can not connect to {self.target}: {why}")
+        established.errback(ConnectFailed(outcome.Deferred(reply, Stage.CONNECT, self.target.host)))
+
+    # Events of the conversation
+
+    def _pump(self) -> None:
+        """Write what the conversation has to say and act on what it found out, until there is nothing more."""
+        conversation = self._conversation
+        while True:
+            data = conversation.data_to_send()
+            if data and self._is_connected:
+                write_now(self.transport, data)  # type: ignore[arg-type]
+            event = conversation.next_event()
+            if event is None:
+                return
+            self._act_on(event)
+
+    def _act_on(self, event: Event) -> None:
+        if isinstance(event, Finished):
+            self._finished(event.outcomes)
+        elif isinstance(event, ContentWanted):
+            self._content_sent = Deferred.fromCoroutine(self._send_content(event.transaction))
+            self._content_sent.addErrback(self._no_content)
+        elif isinstance(event, TLSWanted):
+            self._start_tls()
+        elif isinstance(event, Ready):
+            self._ready()
+        elif isinstance(event, Ended):
+            self._ended(event)
+        else:
+            assert_never(event)
+
+    def _ready(self) -> None:
+        connection = self._tls_handle()
+        if self._conversation.encrypted and self._settings.tls is not None and connection is not None:
+            self._settings.tls.remember(connection, self.target.host, self.target.port, verify=self._verifies)
+        established, self._established = self._established, None
+        if established is not None:
+            established.callback(self)
+
+    def _finished(self, outcomes: tuple[Outcome, ...]) -> None:
+        if self._conversation.state is State.CLOSED:
+            self.went_stale = self.transactions_done > 0 and all(
+                isinstance(each, outcome.Deferred) and each.stage is Stage.MAIL for each in outcomes
+            )
+        else:
+            self.transactions_done += 1
+        content_sent, self._content_sent = self._content_sent, None
+        if content_sent is not None:
+            content_sent.cancel()  # does nothing, unless the content is still on its way
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            sending.callback(outcomes)
+
+    def _ended(self, event: Ended) -> None:
+        self._stop_timer()
+        if self._is_connected:
+            transport: Any = self.transport
+            if event.polite:
+                transport.loseConnection()
+                # A server that takes nothing more would keep it for ever.
+                self._timer = self._reactor.callLater(self._settings.timeouts.quit_seconds, self._cut_off)
+            else:
+                transport.abortConnection()
+        established, self._established = self._established, None
+        if established is not None and event.outcome is not None:
+            established.errback(ConnectFailed(event.outcome, tls_failed=event.tls_failed))
+
+    def _start_tls(self) -> None:
+        transport: Any = self.transport
+        settings = self._settings.tls
+        if settings is None or not ITLSTransport.providedBy(transport):
+            self._conversation.tls_failed("this node has no TLS for outbound connections")
+            return
+        try:
+            creator = settings.connection_to(self.target.host, self.target.port, verify=self._verifies)
+            transport.startTLS(creator)
+        except Exception as error:  # whatever OpenSSL makes of a host's name: this delivery fails, not the node
+            self._conversation.tls_failed(tls.reason(error))
+
+    @property
+    def _verifies(self) -> bool:
+        return self.target.tls is TLSPolicy.VERIFY
+
+    def _tls_handle(self) -> Any:
+        transport: Any = self.transport
+        is_encrypted = ISSLTransport.providedBy(transport)
+        return transport.getHandle() if is_encrypted else None
+
+    # Long contents
+
+    async def _send_content(self, transaction: Transaction) -> None:
+        content = transaction.content
+        flow = Flow(self.transport)
+        flow.open()
+        try:
+            if isinstance(content, bytes):
+                if not await self._send_chunk(content, flow):
+                    return
+            else:
+                chunks = aiter(content)
+                try:
+                    async for chunk in chunks:
+                        if not await self._send_chunk(chunk, flow):
+                            return
+                finally:
+                    aclose = getattr(chunks, "aclose", None)
+                    if aclose is not None:
+                        await aclose()
+        finally:
+            flow.close()
+        self._content_sent = None  # what `finish` leads to must not cancel the coroutine that it runs in
+        self._conversation.finish()
+        self._pump()
+        self._set_deadline()
+
+    async def _send_chunk(self, chunk: bytes, flow: Flow) -> bool:
+        """Whether the content is still wanted after it."""
+        conversation = self._conversation
+        for at in range(0, len(chunk), PIECE):
+            conversation.send_content(chunk[at : at + PIECE])
+            self._pump()
+            if conversation.state is not State.CONTENT:
+                return False
+            self._set_deadline()
+            room = flow.room()
+            if room is not None:
+                self._burst = 0
+                await room
+            else:
+                self._burst += 1
+                if self._burst >= _BURST:
+                    self._burst = 0
+                    await deferLater(self._reactor, 0)
+        return True
+
+    def _no_content(self, failure: Failure) -> None:
+        if failure.check(CancelledError):
+            return
+        self._log.failure("The content for {target} could not be read", failure, target=str(self.target))
+        self._give_up(_REPLY_NO_CONTENT)
+
+    # The ends
+
+    def _cancelled(self, _sending: Deferred[tuple[Outcome, ...]]) -> None:
+        self.abort()
+
+    def _give_up(self, reply: Reply) -> None:
+        self._conversation.give_up(reply)
+        self._pump()
+        self._cut_off()
+
+    def _cut_off(self) -> None:
+        if self._is_connected:
+            transport: Any = self.transport
+            transport.abortConnection()
+
+    # Time
+
+    def _set_deadline(self) -> None:
+        """Start the time of the stage that the conversation is in."""
+        seconds = self._by_state.get(self._conversation.state)
+        if seconds is None or not self._is_connected:
+            self._deadline = None
+            return
+        clock: IReactorTime = self._reactor
+        self._deadline = clock.seconds() + seconds
+        if self._timer is None:
+            # No stage is shorter than this, so no deadline that is set later comes before the timer.
+            self._timer = clock.callLater(min(seconds, self._shortest), self._look_at_deadline)
+
+    def _look_at_deadline(self) -> None:
+        self._timer = None
+        deadline = self._deadline
+        if deadline is None:
+            return
+        left = deadline - self._reactor.seconds()
+        if left > 0:
+            self._timer = self._reactor.callLater(min(left, self._shortest), self._look_at_deadline)
+            return
+        self._conversation.timed_out()
+        self._pump()
+        self._cut_off()
+
+    def _stop_timer(self) -> None:
+        self._deadline = None
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
+
+
+def _why_lost(failure: Failure) -> str:
+    if failure.check(ConnectionDone):
+        return "closed by the server"
+    if failure.check(ConnectionLost):
+        return "reset, or cut off on the way"
+    return tls.reason(failure.value)

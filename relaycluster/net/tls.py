@@ -1,0 +1,131 @@
+"""TLS of outbound connections: who is spoken to, which certificate is believed, which session is taken up again.
+
+TLS 1.2 at least (RFC 8996). Under "may" and "encrypt" any certificate is taken: encryption without authentication is
+better than clear text, and MX hosts' certificates often name something else (RFC 7435). Under "verify" the chain must end
+in a trusted root, and the certificate must name the host (RFC 7817 section 3; wildcards as RFC 6125).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+from OpenSSL import SSL
+from service_identity import VerificationError
+from service_identity.pyopenssl import verify_hostname, verify_ip_address
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from zope.interface import implementer
+
+from relaycluster.mail.session import TLSFacts
+
+if TYPE_CHECKING:
+    from twisted.protocols.tls import TLSMemoryBIOProtocol
+
+MOST_SESSIONS = 1024
+
+
+class NotTrusted(Exception):
+    """The certificate does not belong to the host that we meant. The text says why, fit for a log and a notice."""
+
+
+class ClientTLS:
+    """Makes TLS connections to servers. One for the process: its two contexts are costly to make, and it keeps one
+    resumable session for each host and policy, the least recently used dropped first.
+
+    `ca_file` (PEM) takes the place of the system's trusted roots.
+    """
+
+    def __init__(self, ca_file: str | None = None, most_sessions: int = MOST_SESSIONS) -> None:
+        self._opportunistic = _context()
+        self._opportunistic.set_verify(SSL.VERIFY_NONE)
+        self._verifying = _context()
+        self._verifying.set_verify(SSL.VERIFY_PEER)
+        if ca_file is None:
+            self._verifying.set_default_verify_paths()
+        else:
+            self._verifying.load_verify_locations(ca_file)
+        self._sessions: OrderedDict[tuple[str, int, bool], SSL.Session] = OrderedDict()
+        self._most_sessions = most_sessions
+
+    def connection_to(self, host: str, port: int, *, verify: bool) -> IOpenSSLClientConnectionCreator:
+        """What Twisted's `startTLS` takes. `host` is a domain name (A-labels) or an IP address. With `verify`, a chain
+        that is not trusted fails the handshake; after it, call `verify_host`."""
+        context = self._verifying if verify else self._opportunistic
+        return _Creator(context, host, self._sessions.get((host, port, verify)))
+
+    def verify_host(self, connection: SSL.Connection, host: str) -> None:
+        """Raise `NotTrusted` unless the server's certificate names the host."""
+        try:
+            if _is_ip_address(host):
+                verify_ip_address(connection, host)
+            else:
+                verify_hostname(connection, host.rstrip("."))
+        except (VerificationError, ValueError) as error:
+            # The exceptions of service_identity show their fields, not a sentence.
+            raise NotTrusted(f"the certificate does not name {host} ({type(error).__name__})") from error
+
+    def remember(self, connection: SSL.Connection, host: str, port: int, *, verify: bool) -> None:
+        """Keep the session for the next connection to the host (RFC 8446 2.2, RFC 5077). To be called once the first
+        reply came: TLS 1.3 sends its tickets behind the handshake."""
+        session = connection.get_session()
+        if session is None:
+            return
+        key = (host, port, verify)
+        self._sessions[key] = session
+        self._sessions.move_to_end(key)
+        if len(self._sessions) > self._most_sessions:
+            self._sessions.popitem(last=False)
+
+    def forget(self, host: str, port: int, *, verify: bool) -> None:
+        """Let the session go: the handshake failed, and it should not be for a ticket's sake."""
+        self._sessions.pop((host, port, verify), None)
+
+
+@implementer(IOpenSSLClientConnectionCreator)
+class _Creator:
+    def __init__(self, context: SSL.Context, host: str, session: SSL.Session | None) -> None:
+        self._context = context
+        self._host = host
+        self._session = session
+
+    def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
+        """See `IOpenSSLClientConnectionCreator`."""
+        connection = SSL.Connection(self._context, None)
+        # RFC 6066 section 3: names only, without the trailing dot.
+        if not _is_ip_address(self._host):
+            connection.set_tlsext_host_name(self._host.rstrip(".").encode("ascii"))
+        if self._session is not None:
+            connection.set_session(self._session)
+        return connection
+
+
+def facts(connection: SSL.Connection) -> TLSFacts:
+    """What was negotiated."""
+    return TLSFacts(connection.get_protocol_version_name(), connection.get_cipher_name() or "")
+
+
+def reason(error: BaseException | None) -> str:
+    """Why TLS failed, in one line for logs and notices."""
+    if isinstance(error, SSL.Error) and error.args and isinstance(error.args[0], list):
+        texts = [entry[-1] for entry in error.args[0] if entry and entry[-1]]
+        if texts:
+            return ", ".join(texts)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _context() -> SSL.Context:
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    context.set_options(SSL.OP_NO_COMPRESSION | SSL.OP_NO_RENEGOTIATION)
+    # An idle connection keeps no 34 KB of record buffers.
+    context.set_mode(SSL.MODE_RELEASE_BUFFERS)
+    return context
+
+
+def _is_ip_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

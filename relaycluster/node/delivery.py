@@ -1,0 +1,168 @@
+"""A delivery node's work: it learns what is due in its partitions and keeps one lane for each recipient domain."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
+
+from relaycluster import events
+from relaycluster.events import EventLog
+from relaycluster.interfaces import IQueue, IThrottle
+from relaycluster.mail.item import Claim
+from relaycluster.metrics import Metrics
+from relaycluster.net.pool import ConnectionPool
+from relaycluster.node.lane import Lane, Means
+from relaycluster.node.limits import Pace
+from relaycluster.node.membership import Heart
+from relaycluster.node.partitions import Partitions
+from relaycluster.node.routes import Routes
+from relaycluster.node.settle import Settlement
+from relaycluster.policy.cluster import Ownership
+from relaycluster.policy.ring import partition_of
+from relaycluster.policy.routing import DestinationSettings, RouteTable
+
+FORGOTTEN_SECONDS = 60.0
+"""An idle lane is forgotten after so long: memory is for the domains of now."""
+
+
+class Delivery:
+    """All lanes of this process. `most_in_hand` bounds the claims of all lanes together for direct leases."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        queue: IQueue,
+        throttle: IThrottle,
+        heart: Heart,
+        partitions: Partitions,
+        pool: ConnectionPool,
+        routes: Routes,
+        table: RouteTable,
+        settlement: Settlement,
+        metrics: Metrics,
+        log: EventLog,
+        most_in_hand: int = 1000,
+    ) -> None:
+        self._clock = clock
+        self._queue = queue
+        self._throttle = throttle
+        self._heart = heart
+        self._partitions = partitions
+        self._table = table
+        self._log = log
+        self._metrics = metrics
+        self._settlement = settlement
+        self._most_in_hand = most_in_hand
+        self._number = 0
+        self._lanes: dict[str, Lane] = {}
+        self._draining = False
+        self._in_hand: set[bytes] = set()
+        self._empty: Deferred[None] | None = None
+        settlement.on_settled = self._settled
+        self._means = Means(
+            clock=clock,
+            queue=queue,
+            pool=pool,
+            routes=routes,
+            settlement=settlement,
+            metrics=metrics,
+            log=log,
+            valid=heart.valid,
+            owner_of=self.owner_of,
+            number=self._claim_number,
+            pace=self._pace,
+            lost=partitions.lost,
+            taken=self._taken,
+            draining=lambda: self._draining,
+        )
+
+    # Means
+
+    def owner_of(self, partition: int) -> Ownership | None:
+        """Our ownership of a partition, while the lease is proven and we are not leaving."""
+        if self._draining or not self._heart.valid():
+            return None
+        return self._partitions.owned.get(partition)
+
+    def _claim_number(self) -> int:
+        self._number += 64  # a batch counts on from its first number
+        return self._number
+
+    def _pace(self, domain: str, settings: DestinationSettings) -> Pace | None:
+        if settings.rate is None:
+            return None
+        return Pace(self._clock, self._throttle, settings.limit_key(domain), settings.rate)
+
+    def lane(self, domain: str) -> Lane:
+        """The lane of a domain."""
+        lane = self._lanes.get(domain)
+        if lane is None:
+            partition = partition_of(domain, self._queue.partitions)
+            lane = self._lanes[domain] = Lane(domain, partition, self._table.lookup(domain), self._means)
+        return lane
+
+    def use(self, table: RouteTable) -> None:
+        """Other settings, from each lane's next step on."""
+        self._table = table
+        for lane in self._lanes.values():
+            lane.use(table.lookup(lane.domain))
+
+    # What comes
+
+    def lease_for(self, domain: str) -> tuple[Ownership, int] | None:
+        """What an enqueue needs to put an item of the domain straight into our hands; None when it should wait its turn."""
+        owner = self.owner_of(partition_of(domain, self._queue.partitions))
+        if owner is None or len(self._in_hand) >= self._most_in_hand or not self.lane(domain).has_room():
+            return None
+        return owner, self._claim_number()
+
+    def offer(self, claim: Claim) -> None:
+        """An item that was leased directly."""
+        self._taken(claim)
+        self.lane(claim.item.domain).offer(claim)
+
+    def wake(self, domain: str) -> None:
+        """The queue says, or the poll found, that the domain has something due."""
+        if self.owner_of(partition_of(domain, self._queue.partitions)) is not None:
+            self.lane(domain).wake()
+
+    def look_again(self) -> None:
+        """The lease is proven again, or Redis is back: every lane goes on."""
+        for lane in list(self._lanes.values()):
+            lane.pump()
+
+    def _taken(self, claim: Claim) -> None:
+        self._in_hand.add(claim.token)
+        item = claim.item
+        if item.holder_deaths:
+            self._metrics.possible_duplicates.inc()
+            self._log.emit(events.PossibleDuplicate(item.id, item.domain, "a holder ended with it in its hands"))
+
+    def _settled(self, claim: Claim) -> None:
+        self._in_hand.discard(claim.token)
+        if self._empty is not None and not self._in_hand:
+            empty, self._empty = self._empty, None
+            empty.callback(None)
+
+    @property
+    def in_hand(self) -> int:
+        """Claims that the queue has not heard of again yet."""
+        return len(self._in_hand)
+
+    def forget_idle_lanes(self) -> None:
+        """Lanes without work for a while go."""
+        limit = self._clock.seconds() - FORGOTTEN_SECONDS
+        for domain in [name for name, lane in self._lanes.items() if lane.used_seconds < limit and lane.is_idle]:
+            del self._lanes[domain]
+
+    # Leaving
+
+    def drain(self) -> Deferred[None]:
+        """Claim nothing more; what was not tried goes back; what is being sent goes on. Fires when nothing is in our hands."""
+        self._draining = True
+        for lane in list(self._lanes.values()):
+            lane.pump()
+        if not self._in_hand:
+            return succeed(None)
+        self._empty = Deferred()
+        return self._empty

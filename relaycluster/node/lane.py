@@ -1,0 +1,551 @@
+"""The lane of one recipient domain at its owner: claims what is due, opens connections as far as the limits allow, sends.
+
+A claim is in one of three places: `waiting` for a connection, being sent, or on its way to another host. The plain case
+(a connection is there, everybody is delivered) runs on callbacks; whatever goes wrong is a coroutine.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from attrs import evolve, frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from relaycluster import events
+from relaycluster.events import EventLog
+from relaycluster.interfaces import IQueue, NotOwner, QueueError
+from relaycluster.mail import outcome
+from relaycluster.mail.address import Address
+from relaycluster.mail.item import Claim
+from relaycluster.mail.outcome import Outcome, Stage
+from relaycluster.metrics import Metrics
+from relaycluster.net.outbound import ConnectFailed, OutboundConnection, Target
+from relaycluster.net.pool import ConnectionPool
+from relaycluster.node.content import head_of, in_seven_bits, pieces
+from relaycluster.node.limits import SLOT_GRACE_SECONDS, Pace
+from relaycluster.node.routes import NoRoute, Route, Routes
+from relaycluster.node.settle import Settlement
+from relaycluster.policy import trouble
+from relaycluster.policy.cluster import Ownership
+from relaycluster.policy.routing import DestinationSettings
+from relaycluster.policy.trouble import LocalTrouble
+from relaycluster.smtp.client import TLSPolicy, Transaction
+
+MOST_CLAIMED = 40
+"""Claims of one lane at once: few items are in hands that may die."""
+PARKED_SECONDS = 15.0
+"""How long a destination that cannot be reached is left alone; its items have their own schedule besides."""
+CROWDED_SECONDS = 1.0
+"""How long to wait when the cluster's other connections leave no room for ours."""
+MOST_WAITING_DIRECT = 4
+"""So many messages may wait for a connection before new ones are queued instead of leased directly."""
+
+
+class LimitReached(Exception):
+    """The cluster's connections to this destination are all in use."""
+
+
+@frozen
+class Means:
+    """What every lane works with. `valid` tells whether the node's lease is proven; `owner_of` gives the ownership of a
+    partition while it may be used; `number` counts claims; `pace` gives the pace of a limited destination; `lost` is told of an
+    ownership that the queue does not know any more; `taken` is told of each claim; `draining` whether to claim nothing more."""
+
+    clock: IReactorTime
+    queue: IQueue
+    pool: ConnectionPool
+    routes: Routes
+    settlement: Settlement
+    metrics: Metrics
+    log: EventLog
+    valid: Callable[[], bool]
+    owner_of: Callable[[int], Ownership | None]
+    number: Callable[[], int]
+    pace: Callable[[str, DestinationSettings], Pace | None]
+    lost: Callable[[Ownership], None]
+    taken: Callable[[Claim], None]
+    draining: Callable[[], bool]
+
+
+class Lane:
+    """See the module. `in_hand` counts the claims that this lane has not handed to the settlement yet."""
+
+    __slots__ = (
+        "_claiming",
+        "_means",
+        "_opening",
+        "_parked_until",
+        "_route",
+        "_sending",
+        "_timer",
+        "_waiting",
+        "domain",
+        "elsewhere",
+        "more",
+        "pace",
+        "partition",
+        "settings",
+        "used_seconds",
+    )
+
+    def __init__(self, domain: str, partition: int, settings: DestinationSettings, means: Means) -> None:
+        self.domain = domain
+        self.partition = partition
+        self.settings = settings
+        self.more = False  # the queue may hold due items
+        self.elsewhere = 0  # claims that try other hosts
+        self.used_seconds = means.clock.seconds()
+        self.pace = means.pace(domain, settings)
+        self._means = means
+        self._waiting: deque[tuple[Claim, float]] = deque()  # with the time until which its slot is good
+        self._sending = 0
+        self._opening = 0
+        self._claiming = False
+        self._parked_until = 0.0
+        self._route: Route | None = None
+        self._timer: IDelayedCall | None = None
+
+    @property
+    def in_hand(self) -> int:
+        """Claims that have no outcome yet."""
+        return len(self._waiting) + self._sending + self.elsewhere
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the lane can be forgotten."""
+        return not (self.in_hand or self._opening or self._claiming or self.more or self._timer)
+
+    def has_room(self) -> bool:
+        """Whether a message may be leased directly: nothing older waits, and there is, or can be, a connection."""
+        return (
+            self.pace is None
+            and not self.more
+            and not self._claiming
+            and len(self._waiting) < MOST_WAITING_DIRECT
+            and self._sending < self.settings.connections
+            and self._means.clock.seconds() >= self._parked_until
+        )
+
+    def use(self, settings: DestinationSettings) -> None:
+        """Other settings, from the next step on."""
+        self.settings = settings
+        self.pace = self._means.pace(self.domain, settings)
+        self._route = None
+
+    def offer(self, claim: Claim) -> None:
+        """Here is an item in our hands: send it."""
+        self._waiting.append((claim, float("inf")))
+        self.pump()
+
+    def wake(self) -> None:
+        """The queue may hold something due."""
+        self.more = True
+        self.pump()
+
+    def pump(self) -> None:
+        """Do whatever can be done now."""
+        means = self._means
+        self.used_seconds = means.clock.seconds()
+        while self._waiting:
+            connection = self._idle_connection()
+            if connection is None:
+                break
+            claim, good_until = self._waiting.popleft()
+            self._send(connection, claim, good_until)
+        if means.draining():
+            self._put_back()
+            return
+        room = self._sending + self._opening < self.settings.connections
+        # Each connection that carries mail may bring one more along: a slow start.
+        if len(self._waiting) > self._opening and self._opening <= self._sending and room:
+            self._opening += 1
+            Deferred.fromCoroutine(self._open()).addErrback(self._bug, None)
+        if self.more and not self._claiming and self.used_seconds >= self._parked_until and means.valid():
+            wanted = min(MOST_CLAIMED, self.settings.connections, 2 * (self._sending + 1)) - self.in_hand
+            owner = means.owner_of(self.partition)
+            if wanted > 0 and owner is not None:
+                self._claiming = True
+                Deferred.fromCoroutine(self._claim(owner, wanted)).addErrback(self._bug, None)
+
+    def _bug(self, failure: Any, claim: Claim | None) -> None:
+        """Nothing may be lost to a fault of our own: it is told, and the claim goes back."""
+        self._means.log.emit(
+            events.Error(
+                type(failure.value).__name__, f"lane {self.domain}", str(failure.value), failure.getTraceback()
+            )
+        )
+        if claim is not None:
+            internal = trouble.judge_local(Stage.ROUTING, LocalTrouble.INTERNAL).outcome
+            self._means.settlement.settle(claim, [(who, internal) for who in claim.item.envelope.recipients])
+
+    # Claiming
+
+    async def _claim(self, owner: Ownership, wanted: int) -> None:
+        means = self._means
+        slots: list[float] = []
+        try:
+            if self.pace is not None:
+                slots, retry_seconds = await self.pace.take(wanted)
+                if not slots:
+                    means.metrics.throttled["rate"].inc()
+                    self._wait(retry_seconds)
+                    if retry_seconds >= CROWDED_SECONDS:
+                        await means.queue.pause(owner, self.domain, int(retry_seconds * 1000))
+                    return
+                wanted = len(slots)
+            self.more = False  # whatever arrives from here on wakes us again
+            claims = await means.queue.claim(owner, self.domain, wanted, means.number())
+            if len(claims) == wanted:
+                self.more = True
+            now = means.clock.seconds()
+            for number, claim in enumerate(claims):
+                means.taken(claim)
+                if not slots or slots[number] <= now:
+                    self._waiting.append((claim, slots[number] + SLOT_GRACE_SECONDS if slots else float("inf")))
+                else:
+                    self.elsewhere += 1
+                    means.clock.callLater(slots[number] - now, self._on_time, claim, slots[number])
+            if slots and self.more:
+                self._wait(slots[-1] - now)
+        except NotOwner:
+            means.lost(owner)
+        except QueueError:
+            self.more = True
+            self._wait(CROWDED_SECONDS)
+        finally:
+            self._claiming = False
+            self.pump()
+
+    def _on_time(self, claim: Claim, slot: float) -> None:
+        self.elsewhere -= 1
+        self._waiting.append((claim, slot + SLOT_GRACE_SECONDS))
+        self.pump()
+
+    def _wait(self, seconds: float) -> None:
+        """Claim nothing for a while; then look again."""
+        now = self._means.clock.seconds()
+        self._parked_until = max(self._parked_until, now + seconds)
+        if self._timer is None:
+            self._timer = self._means.clock.callLater(self._parked_until - now, self._waited)
+
+    def _waited(self) -> None:
+        self._timer = None
+        left = self._parked_until - self._means.clock.seconds()
+        if left > 0:
+            self._timer = self._means.clock.callLater(left, self._waited)
+        else:
+            self.pump()
+
+    def _put_back(self) -> None:
+        """What was not tried goes back as it was."""
+        while self._waiting:
+            claim, _ = self._waiting.popleft()
+            self._return(claim)
+
+    def _return(self, claim: Claim) -> None:
+        settlement = self._means.settlement
+        self._means.queue.put_back(claim).addCallbacks(
+            lambda _: settlement.on_settled(claim), settlement.later, errbackArgs=(lambda: self._return(claim),)
+        )
+
+    # Connections
+
+    def _idle_connection(self) -> OutboundConnection | None:
+        route = self._route
+        if route is None or route.until_seconds < self.used_seconds:
+            return None
+        for target in route.targets:
+            connection = self._means.pool.take(target)
+            if connection is not None:
+                return connection
+        return None
+
+    async def _find_route(self) -> Route | NoRoute:
+        route = self._route
+        if route is not None and route.until_seconds >= self._means.clock.seconds():
+            return route
+        found = await self._means.routes.find(self.domain, self.settings)
+        if isinstance(found, Route):
+            self._route = found
+        return found
+
+    async def _connect(self, targets: Sequence[Target]) -> OutboundConnection | outcome.Deferred | outcome.Failed:
+        """A connection to the first target that takes one, else what all of them together mean."""
+        outcomes: list[outcome.Deferred | outcome.Failed] = []
+        for target in targets:
+            try:
+                return await self._means.pool.acquire(target)
+            except ConnectFailed as error:
+                if error.tls_failed and target.tls is TLSPolicy.MAY:
+                    try:
+                        return await self._means.pool.acquire(evolve(target, tls=TLSPolicy.NONE))
+                    except ConnectFailed as in_clear:
+                        error = in_clear
+                result = error.outcome
+                self._attempted(None, target, result, 0.0)
+                verdict = trouble.judge(result.stage, result.reply, result.host)
+                outcomes.append(verdict.outcome if isinstance(result, outcome.Failed) else result)
+                if isinstance(outcomes[-1], outcome.Failed) and not verdict.try_next_host:
+                    break
+        return trouble.after_all_hosts(outcomes)
+
+    async def _open(self) -> None:
+        """One more connection for what waits."""
+        connection: OutboundConnection | None = None
+        try:
+            route = await self._find_route()
+            if isinstance(route, NoRoute):
+                self._unreachable(route.outcome)
+                return
+            found = await self._connect(route.targets)
+            if isinstance(found, OutboundConnection):
+                connection = found
+            else:
+                self._unreachable(found)
+        except LimitReached:
+            self._crowded()
+        finally:
+            self._opening -= 1
+            if connection is not None:
+                self._next(connection)
+            else:
+                self.pump()
+
+    def _crowded(self) -> None:
+        """No room in the cluster's limit: our own connections go on; without any, others shall have the items."""
+        self._means.metrics.throttled["connections"].inc()
+        if not self._sending:
+            self._put_back()
+            self.more = True
+            self._wait(CROWDED_SECONDS)
+
+    def _unreachable(self, result: outcome.Deferred | outcome.Failed) -> None:
+        """No host of the destination could be reached: that holds for all that waits, unless a connection stands."""
+        if self._sending:
+            return
+        self._route = None
+        for claim, _ in self._waiting:
+            self._means.settlement.settle(claim, [(who, result) for who in _left(claim)])
+        self._waiting.clear()
+        if isinstance(result, outcome.Deferred) and result.stage is not Stage.ROUTING:
+            self._wait(PARKED_SECONDS)
+
+    # Sending
+
+    def _send(self, connection: OutboundConnection, claim: Claim, good_until: float) -> None:
+        means = self._means
+        if good_until < self.used_seconds or claim.content is None or claim.item.chunks or claim.delivered:
+            self._sending += 1
+            Deferred.fromCoroutine(self._send_slowly(connection, claim, good_until)).addErrback(self._bug, claim)
+            return
+        item = claim.item
+        transaction = Transaction(item.envelope, claim.content, item.size, means.valid)
+        if connection.needs_seven_bit(transaction):
+            self._sending += 1
+            Deferred.fromCoroutine(self._send_slowly(connection, claim, good_until)).addErrback(self._bug, claim)
+            return
+        self._sending += 1
+        sent = connection.send(transaction)
+        sent.addCallback(self._sent, connection, claim, item.envelope.recipients, means.clock.seconds())
+        sent.addErrback(self._bug, claim)
+
+    async def _send_slowly(self, connection: OutboundConnection, claim: Claim, good_until: float) -> None:
+        """The ways that are not hot: a slot that is past, content to fetch, recipients that are done, seven bits."""
+        means = self._means
+        recipients = _left(claim)
+        if not recipients:
+            means.settlement.delivered(claim, (), (outcome.Delivered(trouble.LOCAL_REPLIES[LocalTrouble.INTERNAL]),))
+            self._done(connection)
+            return
+        try:
+            if good_until < means.clock.seconds():
+                await self._new_slot()
+            transaction = await self._transaction(connection, claim, recipients)
+        except QueueError:
+            self._return(claim)
+            self._done(connection)
+            return
+        if transaction is None:
+            failed = trouble.judge_local(Stage.MAIL, LocalTrouble.EIGHT_BIT_NOT_OFFERED, connection.target.host).outcome
+            means.settlement.settle(claim, [(who, failed) for who in recipients])
+            self._done(connection)
+            return
+        started = means.clock.seconds()
+        outcomes = await connection.send(transaction)
+        self._sent(outcomes, connection, claim, recipients, started)
+
+    async def _new_slot(self) -> None:
+        """The connection was late: another slot, at its own time."""
+        pace = self.pace
+        while pace is not None:
+            slots, retry_seconds = await pace.take(1)
+            wait = slots[0] - self._means.clock.seconds() if slots else retry_seconds
+            if wait > 0:
+                pause: Deferred[None] = Deferred()
+                self._means.clock.callLater(wait, pause.callback, None)
+                await pause
+            if slots:
+                return
+
+    async def _transaction(
+        self, connection: OutboundConnection, claim: Claim, recipients: Sequence[Address]
+    ) -> Transaction | None:
+        """The transaction as this host takes it; None when it cannot take it."""
+        means, item = self._means, claim.item
+        envelope = item.envelope
+        if len(recipients) != len(envelope.recipients):
+            envelope = evolve(envelope, recipients=tuple(recipients))
+        head = await head_of(means.queue, claim)
+        content: Any = pieces(means.queue, item, head) if item.chunks else head
+        transaction = Transaction(envelope, content, item.size, means.valid)
+        if not connection.needs_seven_bit(transaction):
+            return transaction
+        converted = await in_seven_bits(means.queue, item, head)
+        if converted is None:
+            return None
+        return Transaction(envelope, converted, len(converted), means.valid)
+
+    def _sent(
+        self,
+        outcomes: tuple[Outcome, ...],
+        connection: OutboundConnection,
+        claim: Claim,
+        recipients: Sequence[Address],
+        started: float,
+    ) -> None:
+        means = self._means
+        if connection.went_stale:
+            # The server had given up the idle connection: nothing was taken.
+            self._waiting.appendleft((claim, float("inf")))
+            self._done(connection)
+            return
+        elapsed = means.clock.seconds() - started
+        means.metrics.delivery_seconds.observe(elapsed)
+        for each in outcomes:
+            if type(each) is not outcome.Delivered:
+                break
+        else:
+            means.settlement.delivered(claim, recipients, outcomes)
+            self._done(connection)
+            return
+        self._attempted(claim, connection.target, outcomes[-1], elapsed, connection)
+        pairs = [(who, _judged(each)) for who, each in zip(recipients, outcomes, strict=True)]
+        gone = not connection.usable
+        again = [who for who, each in pairs if _for_next_host(each, gone)]
+        target = connection.target
+        self._done(connection)
+        if again and self._others({target.host}):
+            self.elsewhere += 1
+            Deferred.fromCoroutine(self._elsewhere(claim, pairs, again, target)).addErrback(self._bug, claim)
+        else:
+            means.settlement.settle(claim, pairs)
+
+    def _done(self, connection: OutboundConnection) -> None:
+        """The connection is free: the next claim, or the pool."""
+        self._sending -= 1
+        self._next(connection)
+
+    def _next(self, connection: OutboundConnection) -> None:
+        if self._waiting and connection.usable and connection.transactions_done < self.settings.messages_per_connection:
+            self.used_seconds = self._means.clock.seconds()
+            claim, good_until = self._waiting.popleft()
+            self._send(connection, claim, good_until)
+            if self.more or self._waiting:
+                self.pump()
+            return
+        self._means.pool.release(connection, self.settings.messages_per_connection)
+        if self.more or self._waiting:
+            self.pump()
+
+    # Other hosts
+
+    def _others(self, tried: set[str]) -> list[Target]:
+        route = self._route
+        return [target for target in route.targets if target.host not in tried] if route is not None else []
+
+    async def _elsewhere(
+        self, claim: Claim, pairs: list[tuple[Address, Outcome]], again: list[Address], first: Target
+    ) -> None:
+        """Recipients that a host could not take try the next hosts at once (RFC 5321 5.1)."""
+        means = self._means
+        results = dict(pairs)
+        tried = {first.host}
+        try:
+            while again and (targets := self._others(tried)):
+                try:
+                    found = await self._connect(targets)
+                except LimitReached:
+                    break
+                if not isinstance(found, OutboundConnection):
+                    break
+                tried |= (
+                    {target.host for target in targets[: targets.index(found.target) + 1]}
+                    if (found.target in targets)
+                    else {found.target.host}
+                )
+                transaction = await self._transaction(found, claim, again)
+                if transaction is None:
+                    means.pool.release(found, self.settings.messages_per_connection)
+                    break
+                started = means.clock.seconds()
+                outcomes = await found.send(transaction)
+                self._attempted(claim, found.target, outcomes[-1], means.clock.seconds() - started, found)
+                gone = not found.usable
+                means.pool.release(found, self.settings.messages_per_connection)
+                judged = [(who, _judged(each)) for who, each in zip(again, outcomes, strict=True)]
+                results.update(judged)
+                again = [who for who, each in judged if _for_next_host(each, gone)]
+        except QueueError:
+            pass  # the content could not be read: what is known so far counts
+        finally:
+            self.elsewhere -= 1
+        means.settlement.settle(claim, list(results.items()))
+        self.pump()
+
+    def _attempted(
+        self,
+        claim: Claim | None,
+        target: Target,
+        result: Outcome,
+        seconds: float,
+        connection: OutboundConnection | None = None,
+    ) -> None:
+        stage = Stage.FINAL_DOT if isinstance(result, outcome.Delivered) else result.stage
+        tls = connection.tls if connection is not None else None
+        self._means.log.emit(
+            events.Attempt(
+                claim.item.id if claim is not None else "",
+                self.domain,
+                target.host,
+                f"{target.address}:{target.port}",
+                stage.value,
+                f"{tls.version} {tls.cipher}" if tls else "",
+                seconds,
+                str(result.reply),
+            )
+        )
+
+
+def _left(claim: Claim) -> tuple[Address, ...]:
+    """The recipients that nobody has delivered to."""
+    recipients = claim.item.envelope.recipients
+    if not claim.delivered:
+        return recipients
+    return tuple(who for who in recipients if who.text not in claim.delivered)
+
+
+def _judged(each: Outcome) -> Outcome:
+    """The outcome as the failure policy sees it: a 5yz that is to be read as transient, for one."""
+    if isinstance(each, outcome.Failed) and trouble.was_said_by_host(each):
+        return trouble.judge(each.stage, each.reply, each.host).outcome
+    return each
+
+
+def _for_next_host(each: Outcome, gone: bool) -> bool:
+    """Whether another host may take it now: the trouble was this host's, and it certainly has not got the message."""
+    if not isinstance(each, outcome.Deferred) or each.may_have_arrived:
+        return False
+    return gone or trouble.judge(each.stage, each.reply, each.host).try_next_host

@@ -1,0 +1,343 @@
+"""From outcomes to the queue: what is recorded after an attempt, the notice that is owed, and the event.
+
+An outcome that could not be written is kept and tried again until the queue takes it: what was delivered is not sent again
+because Redis was away for a moment.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from attrs import evolve, frozen
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+
+from relaycluster import events
+from relaycluster.events import EventLog
+from relaycluster.interfaces import IQueue, QueueError, Settled
+from relaycluster.mail import dsn, outcome, queue_id
+from relaycluster.mail.address import Address
+from relaycluster.mail.dsn import Action, RecipientReport, Report
+from relaycluster.mail.item import Claim, Item, Notice
+from relaycluster.mail.outcome import Outcome, Stage
+from relaycluster.metrics import Metrics
+from relaycluster.policy import bounce_class, retry, trouble
+from relaycluster.policy.ring import partition_of
+from relaycluster.policy.trouble import LocalTrouble
+
+WRITE_AGAIN_SECONDS = 0.5
+LONGEST_LAST_REPLY = 500
+
+
+@frozen
+class RetrySettings:
+    """`schedule` of delays in seconds after the first, second, … attempt; `lifetime_seconds`; `delay_notice_seconds`, 0 for none."""
+
+    schedule: tuple[float, ...]
+    lifetime_seconds: float
+    delay_notice_seconds: float
+
+
+Pair = tuple[Address, Outcome]
+
+
+class Settlement:
+    """Records outcomes. `jitter` gives numbers in [0, 1); `on_settled(claim)` is called when the queue has taken one."""
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        queue: IQueue,
+        metrics: Metrics,
+        log: EventLog,
+        settings: RetrySettings,
+        hostname: str,
+        jitter: Callable[[], float],
+    ) -> None:
+        self._clock = clock
+        self._queue = queue
+        self._metrics = metrics
+        self._log = log
+        self._settings = settings
+        self._hostname = hostname
+        self._jitter = jitter
+        self._unwritten: deque[Callable[[], None]] = deque()
+        self._timer: IDelayedCall | None = None
+        self.on_settled: Callable[[Claim], None] = lambda _claim: None
+
+    def use(self, settings: RetrySettings) -> None:
+        """Another schedule, from the next deferral on."""
+        self._settings = settings
+
+    @property
+    def unwritten(self) -> int:
+        """Outcomes that the queue has not taken yet."""
+        return len(self._unwritten)
+
+    # The plain way: everybody has it
+
+    def delivered(self, claim: Claim, recipients: Sequence[Address], outcomes: Sequence[Outcome]) -> None:
+        """All recipients were delivered: the hot path."""
+        item = claim.item
+        first = outcomes[0]
+        waited = max(0.0, (self._queue.now_ms() - item.arrived_ms) / 1000)
+        metrics = self._metrics
+        for each in outcomes:
+            metrics.delivery_attempt("delivered", each.reply.code)
+        metrics.delivery_queue_seconds.observe(waited)
+        self._log.emit(
+            events.Delivered(
+                item.id,
+                item.domain,
+                tuple([recipient.text for recipient in recipients]),
+                first.host,
+                str(first.reply),
+                waited,
+                item.attempts + 1,
+            )
+        )
+        self._finish(claim, None)
+
+    def _finish(self, claim: Claim, _: Any) -> None:
+        self._queue.finish(claim, True, None).addCallbacks(
+            self._finished, self.later, callbackArgs=(claim,), errbackArgs=(lambda: self._finish(claim, None),)
+        )
+
+    def _finished(self, settled: Settled, claim: Claim) -> None:
+        if claim.item.home >= 0 and settled is Settled.DONE:
+            self.leave_home(claim.item)
+        self.on_settled(claim)
+
+    def leave_home(self, item: Item) -> None:
+        """The content of a message for several domains is needed by one item less; the janitor finds what fails here."""
+        self._queue.leave_home(item).addErrback(lambda failure: failure.trap(QueueError))
+
+    def later(self, failure: Failure, again: Callable[[], None]) -> None:
+        """Keep it, and try again soon: the queue is away, or full."""
+        if not failure.check(QueueError):
+            self._log.emit(
+                events.Error(type(failure.value).__name__, "settle", str(failure.value), failure.getTraceback())
+            )
+        self._unwritten.append(again)
+        if self._timer is None:
+            self._timer = self._clock.callLater(WRITE_AGAIN_SECONDS, self.write_again)
+
+    def write_again(self) -> None:
+        """Try everything that could not be written."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+        unwritten, self._unwritten = self._unwritten, deque()
+        for again in unwritten:
+            again()
+
+    # Everything else
+
+    def settle(self, claim: Claim, pairs: Sequence[Pair]) -> None:
+        """Some recipients were not delivered. `pairs` has each recipient that was attempted, with its outcome."""
+        self._metrics_of(pairs)
+        done = Deferred.fromCoroutine(self._settle(claim, pairs))
+        done.addCallbacks(
+            lambda _: self.on_settled(claim), self.later, errbackArgs=(lambda: self._settle_again(claim, pairs),)
+        )
+
+    def _settle_again(self, claim: Claim, pairs: Sequence[Pair]) -> None:
+        done = Deferred.fromCoroutine(self._settle(claim, pairs, repeated=True))
+        done.addCallbacks(
+            lambda _: self.on_settled(claim), self.later, errbackArgs=(lambda: self._settle_again(claim, pairs),)
+        )
+
+    def _metrics_of(self, pairs: Sequence[Pair]) -> None:
+        for _, each in pairs:
+            code = each.reply.code if trouble.was_said_by_host(each) else 0
+            if isinstance(each, outcome.Delivered):
+                self._metrics.delivery_attempt("delivered", each.reply.code)
+            elif isinstance(each, outcome.Deferred):
+                self._metrics.delivery_attempt("deferred", code)
+            else:
+                self._metrics.delivery_attempt("failed", code)
+
+    async def _settle(self, claim: Claim, pairs: Sequence[Pair], repeated: bool = False) -> None:
+        item = claim.item
+        delivered = [pair for pair in pairs if isinstance(pair[1], outcome.Delivered)]
+        deferred = [(who, each) for who, each in pairs if isinstance(each, outcome.Deferred)]
+        failed = [(who, each) for who, each in pairs if isinstance(each, outcome.Failed)]
+        now = self._queue.now_ms() / 1000
+        arrived = item.arrived_ms / 1000
+        attempts = item.attempts + 1
+        expires_at = retry.expires(arrived, self._settings.lifetime_seconds)
+        delay_seconds = 0.0
+        expired: list[tuple[Address, outcome.Deferred]] = []
+        if deferred:
+            after = retry.after_deferral(self._settings.schedule, attempts, self._jitter(), now, expires_at)
+            if isinstance(after, retry.Expired):
+                expired, deferred = deferred, []
+                failed += [(who, _expired(each)) for who, each in expired]
+            else:
+                delay_seconds = after.delay_seconds
+        may_have_arrived = any(each.may_have_arrived for _, each in deferred)
+        notice, delay_notified = None, item.delay_notified
+        if retry.owes_notice(item.envelope.reverse_path):
+            if failed:
+                notice = await self._notice(claim, Action.FAILED, failed, attempts, now, expires_at)
+            elif deferred and retry.delay_notice_due(
+                arrived, now, self._settings.delay_notice_seconds, item.delay_notified
+            ):
+                notice = await self._notice(claim, Action.DELAYED, deferred, attempts, now, expires_at)
+                delay_notified = True
+        if deferred:
+            left = evolve(
+                item,
+                envelope=evolve(item.envelope, recipients=tuple(who for who, _ in deferred)),
+                attempts=attempts,
+                last_reply=str(deferred[0][1].reply)[:LONGEST_LAST_REPLY],
+                possible_duplicate=item.possible_duplicate or may_have_arrived,
+                holder_deaths=0,
+                delay_notified=delay_notified,
+            )
+            settled = await self._queue.defer(claim, left, int(delay_seconds * 1000), notice)
+        else:
+            settled = await self._queue.finish(claim, not failed, notice)
+        if settled is Settled.NOTED:
+            # A stale holder reached some of them meanwhile: they have it, whatever happened to us.
+            notes = await self._queue.notes(claim)
+            remaining = [pair for pair in pairs if pair[0].text not in notes]
+            await self._settle(evolve(claim, delivered=notes), remaining, repeated=True)
+            return
+        if not repeated or settled is Settled.DONE:
+            self._report(
+                item, delivered, deferred, failed, expired, attempts, delay_seconds, now - arrived, may_have_arrived
+            )
+        if settled is Settled.STALE:
+            if delivered:
+                await self._queue.note(claim, [who.text for who, _ in delivered])
+            return
+        if not deferred and item.home >= 0:
+            self.leave_home(item)
+        if notice is not None:
+            await self.send_notice(claim.partition, notice, item.id, "failed" if failed else "delayed")
+        elif failed:
+            self._log.emit(events.NoticeDropped(item.id, "failed", "the reverse-path is <>"))
+
+    def _report(
+        self,
+        item: Item,
+        delivered: Sequence[Pair],
+        deferred: Sequence[tuple[Address, outcome.Deferred]],
+        failed: Sequence[tuple[Address, outcome.Failed]],
+        expired: Sequence[tuple[Address, outcome.Deferred]],
+        attempts: int,
+        delay_seconds: float,
+        queue_seconds: float,
+        may_have_arrived: bool,
+    ) -> None:
+        emit = self._log.emit
+        if delivered:
+            first: Outcome = delivered[0][1]
+            self._metrics.delivery_queue_seconds.observe(max(0.0, queue_seconds))
+            emit(
+                events.Delivered(
+                    item.id, item.domain, _texts(delivered), first.host, str(first.reply), queue_seconds, attempts
+                )
+            )
+        if deferred:
+            first = deferred[0][1]
+            emit(
+                events.Deferred(
+                    item.id,
+                    item.domain,
+                    _texts(deferred),
+                    first.host,
+                    deferred[0][1].stage.value,
+                    str(first.reply),
+                    attempts,
+                    delay_seconds,
+                )
+            )
+            if may_have_arrived:
+                self._metrics.possible_duplicates.inc()
+                emit(events.PossibleDuplicate(item.id, item.domain, "the connection was lost after the final dot"))
+        if expired:
+            emit(events.Expired(item.id, item.domain, _texts(expired), queue_seconds, attempts))
+        for who, each in failed:
+            kind = bounce_class.class_of(each)
+            self._metrics.bounces[kind].inc()
+            emit(
+                events.Failed(
+                    item.id,
+                    item.domain,
+                    (who.text,),
+                    each.host,
+                    each.stage.value,
+                    str(each.reply),
+                    kind.value,
+                    attempts,
+                )
+            )
+
+    # Notices
+
+    async def _notice(
+        self, claim: Claim, action: Action, pairs: Sequence[Any], attempt: int, now: float, expires_at: float
+    ) -> Notice:
+        item = claim.item
+        original = claim.content if claim.content is not None else await self._queue.content(item, 0)
+        reverse_path = item.envelope.reverse_path
+        entropy = dsn.notice_entropy(item.id, action, [who.text for who, _ in pairs], attempt)
+        partition = partition_of(reverse_path.domain, self._queue.partitions)
+        identifier = queue_id.make(int(now * 1000), partition, entropy)
+        reports = tuple(
+            RecipientReport(
+                recipient=who,
+                action=action,
+                status=trouble.status_of(each),
+                reply=each.reply,
+                remote=trouble.was_said_by_host(each),
+                host=each.host,
+                last_attempt=now,
+                retry_until=expires_at if action is Action.DELAYED else None,
+            )
+            for who, each in pairs
+        )
+        report = Report(
+            notice_id=identifier,
+            queue_id=item.id,
+            hostname=self._hostname,
+            reverse_path=reverse_path,
+            arrived=item.arrived_ms / 1000,
+            made=now,
+            recipients=reports,
+            original=original,
+        )
+        content = dsn.build(report)
+        envelope = dsn.envelope(report)
+        return Notice(Item(identifier, reverse_path.domain, envelope, len(content), int(now * 1000)), content)
+
+    async def send_notice(self, partition: int, notice: Notice, item_id: str, kind: str) -> None:
+        """Queue a notice that is owed, then forget that it was. When either fails, the owner of the partition finds it later; the
+        notice's own id makes a repeat harmless."""
+        try:
+            await self._queue.enqueue(notice.item, notice.content, None)
+            await self._queue.notice_done(partition, notice.item.id)
+        except QueueError:
+            return
+        self._log.emit(events.NoticeQueued(notice.item.id, item_id, kind, notice.item.envelope.recipients[0].text))
+
+    def stop(self) -> None:
+        """No timer is left behind."""
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+
+
+def _texts(pairs: Sequence[tuple[Address, Any]]) -> tuple[str, ...]:
+    return tuple(who.text for who, _ in pairs)
+
+
+def _expired(last: outcome.Deferred) -> outcome.Failed:
+    """The last deferral as the failure that the end of the lifetime makes of it."""
+    given_up = trouble.judge_local(Stage.ROUTING, LocalTrouble.EXPIRED).outcome.reply
+    reply = evolve(given_up, lines=(f"{' '.join(given_up.lines)}; the last reply was: {last.reply}",))
+    return outcome.Failed(reply, last.stage, last.host)

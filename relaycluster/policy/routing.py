@@ -1,0 +1,343 @@
+"""Where mail for a domain goes: the answers that DNS can give, configured routes, and the order in which hosts are tried.
+
+RFC 5321 5.1 (MX, implicit MX, order, address literals), RFC 7505 (null MX). Nothing here asks anybody: `net/resolver.py`
+brings the answers, delivery walks the hosts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+
+if TYPE_CHECKING:
+    from relaycluster.policy.rate import Rate
+
+MOST_HOSTS = 10
+"""How many MX hosts one attempt tries. RFC 5321 5.1 asks for at least two."""
+
+MOST_ADDRESSES = 20
+"""How many addresses one attempt tries over all of its hosts, and how many one answer keeps for a host."""
+
+SMTP_PORT = 25
+
+
+# What DNS says about a recipient domain.
+
+
+@frozen(order=True)
+class MX:
+    """One mail exchanger. A lower `preference` is tried first. `host` is a name in lower case, or an address."""
+
+    preference: int
+    host: str
+
+
+@frozen
+class Exchangers:
+    """The hosts that take mail for the domain: at least one, by rising preference.
+
+    `implicit` when there is no MX record and the domain itself is the host (RFC 5321 5.1). `ttl_seconds` is how long
+    the answer may be kept, counted from the lookup. `authenticated` when the DNS server said that DNSSEC proves the
+    answer; worth only what the way to that server is worth.
+    """
+
+    records: tuple[MX, ...]
+    ttl_seconds: int = 0
+    implicit: bool = False
+    authenticated: bool = False
+
+
+@frozen
+class NullMX:
+    """The domain says that it takes no mail: a single MX record whose host is "." (RFC 7505)."""
+
+
+@frozen
+class NoSuchDomain:
+    """No host can take mail for the domain, and no later lookup is expected to say otherwise.
+
+    `exists` when the name is there, but with neither MX nor address records; otherwise there is no such name, or the
+    text cannot be one.
+    """
+
+    exists: bool = False
+
+
+@frozen
+class DNSTrouble:
+    """DNS gave no usable answer: nothing is known, try again later. `reason` is one line for logs and notices."""
+
+    reason: str
+
+
+MXAnswer = Exchangers | NullMX | NoSuchDomain | DNSTrouble
+
+
+@frozen
+class Addresses:
+    """The addresses of one host in their canonical text: at least one, the two families in turn."""
+
+    addresses: tuple[str, ...]
+    ttl_seconds: int = 0
+    authenticated: bool = False
+
+
+@frozen
+class NoAddress:
+    """The host has no address that a connection could be made to, or does not exist."""
+
+
+AddressAnswer = Addresses | NoAddress | DNSTrouble
+
+
+# Names and literals.
+
+_NAME = re.compile(r"(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
+_LONGEST_NAME = 253  # RFC 1035 2.3.4: 255 octets on the wire
+_DIGITS = frozenset("0123456789")
+
+
+def is_host_name(text: str) -> bool:
+    """Whether the text can be asked for in DNS as a domain or host: A-labels in lower case, without a final dot.
+
+    An underscore passes, since hosts with one exist; a numeric last label does not (RFC 3696 2), so that no address is
+    mistaken for a name.
+    """
+    return (
+        len(text) <= _LONGEST_NAME
+        and _NAME.fullmatch(text) is not None
+        and not _DIGITS.issuperset(text[text.rfind(".") + 1 :])
+    )
+
+
+def is_address(text: str) -> bool:
+    """Whether the text is an IPv4 or IPv6 address, without brackets."""
+    return _address(text) is not None
+
+
+def literal_address(domain: str) -> str | None:
+    """The address in an address literal, `[192.0.2.1]` or `[IPv6:2001:db8::1]` in any case (RFC 5321 4.1.3); None when
+    the text is not such a literal."""
+    if domain[:1] != "[" or domain[-1:] != "]":
+        return None
+    inner = domain[1:-1]
+    if inner[:5].lower() == "ipv6:":
+        address = _address(inner[5:])
+        return str(address) if isinstance(address, IPv6Address) and not address.scope_id else None
+    address = _address(inner)
+    return str(address) if isinstance(address, IPv4Address) else None
+
+
+def is_usable_address(text: str) -> bool:
+    """Whether a connection to the address can mean a host: not unspecified (which the kernel takes for this host), not
+    multicast or broadcast, not an IPv4 address in IPv6 clothes. False also for what is no address."""
+    address = _address(text)
+    if address is None or address.is_unspecified or address.is_multicast or text == "255.255.255.255":
+        return False
+    return not (isinstance(address, IPv6Address) and address.ipv4_mapped is not None)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
+
+
+# Routes.
+
+
+@frozen
+class HostPort:
+    """Where to connect: `host` is a name, whose A and AAAA records are asked for (never its MX), or an address."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_host_port(text: str, default_port: int = SMTP_PORT) -> HostPort:
+    """A host as the configuration writes it: `10.1.1.1:25`, `[::1]:2525`, `mx.example.net`, `mx.example.net:587`.
+
+    Raises ValueError with a sentence that says what to write instead.
+    """
+    given = text.strip()
+    if given[:1] == "[":
+        host, bracket, rest = given[1:].partition("]")
+        if not bracket or not is_address(host):
+            raise ValueError(f"{text!r}: between brackets stands an address, as in [::1]:25")
+        host = str(ip_address(host))
+    else:
+        host, colon, port = given.partition(":")
+        if ":" in port:
+            raise ValueError(f"{text!r}: write an IPv6 address in brackets, as in [::1]:25")
+        rest = colon + port
+        host = host.lower().removesuffix(".")
+        if not is_address(host) and not is_host_name(host):
+            raise ValueError(f"{text!r}: {host!r} is neither an address nor a host name (IDN as A-labels, xn--…)")
+    if not rest:
+        return HostPort(host, default_port)
+    port = rest[1:]
+    if rest[0] != ":" or not (port.isascii() and port.isdigit()) or not 1 <= int(port[:6]) <= 65535:
+        raise ValueError(f"{text!r}: after the host comes a colon and a port from 1 to 65535")
+    return HostPort(host, int(port))
+
+
+@frozen
+class DestinationSettings:
+    """How mail for some domains is sent: one `[[destination]]`, or the defaults of `[delivery]`.
+
+    `name` is under which the cluster counts rate and connections: all domains that a destination matches share its
+    limits. It is empty in the defaults, where each domain is limited by itself. `hosts` are tried in the given order
+    instead of the domain's MX hosts; empty for MX. `rate` is None without a limit. `connections` and
+    `messages_per_connection` are counts; `tls` is "none", "may", "encrypt" or "verify". `mx_suffix` will match domains
+    by their MX hosts; nothing reads it yet.
+    """
+
+    name: str = ""
+    hosts: tuple[HostPort, ...] = ()
+    rate: Rate | None = None
+    connections: int = 20
+    messages_per_connection: int = 100
+    tls: str = "may"
+    mx_suffix: tuple[str, ...] = ()
+
+    def limit_key(self, domain: str) -> str:
+        """Under which key `domain`'s rate and connections are counted."""
+        return self.name or domain
+
+
+@frozen
+class RouteTable:
+    """Which destination's settings hold for a domain. The most specific pattern wins, in this order: the domain itself,
+    the longest `*.suffix` (subdomains only, not the suffix itself), `*`, the defaults.
+
+    A lookup costs one dictionary access, and one per label where there are `*.suffix` patterns, however many
+    destinations there are.
+    """
+
+    _default: DestinationSettings
+    _exact: Mapping[str, DestinationSettings] = field(factory=lambda: MappingProxyType({}))
+    _suffixes: Mapping[str, DestinationSettings] = field(factory=lambda: MappingProxyType({}))
+
+    @classmethod
+    def build(
+        cls,
+        defaults: DestinationSettings,
+        destinations: Iterable[tuple[Iterable[str], DestinationSettings]] = (),
+    ) -> RouteTable:
+        """The table for `destinations`, each its `match` patterns and its settings.
+
+        Raises ValueError for a pattern that can match nothing, and for one that two destinations claim.
+        """
+        exact: dict[str, DestinationSettings] = {}
+        suffixes: dict[str, DestinationSettings] = {}
+        fallback: DestinationSettings | None = None
+        for patterns, settings in destinations:
+            for given in patterns:
+                pattern = given.strip().lower()
+                if pattern == "*":
+                    if fallback is not None and fallback is not settings:
+                        raise ValueError(f"two destinations match {given!r}")
+                    fallback = settings
+                    continue
+                place, key = (suffixes, pattern[2:]) if pattern.startswith("*.") else (exact, pattern)
+                key = key.removesuffix(".")
+                if not is_host_name(key) and (place is suffixes or literal_address(key) is None):
+                    raise ValueError(
+                        f"match = {given!r}: write a domain (IDN as A-labels, xn--…), *.domain for its subdomains, or *"
+                    )
+                if place.setdefault(key, settings) is not settings:
+                    raise ValueError(f"two destinations match {given!r}")
+        return cls(fallback or defaults, MappingProxyType(exact), MappingProxyType(suffixes))
+
+    def lookup(self, domain: str) -> DestinationSettings:
+        """The settings for a recipient domain (`Address.domain`: lower case, A-labels)."""
+        settings = self._exact.get(domain)
+        if settings is not None:
+            return settings
+        suffixes = self._suffixes
+        if suffixes:
+            dot = domain.find(".")
+            while dot >= 0:
+                settings = suffixes.get(domain[dot + 1 :])
+                if settings is not None:
+                    return settings
+                dot = domain.find(".", dot + 1)
+        return self._default
+
+
+# The order of hosts.
+
+
+def order_hosts(
+    records: Sequence[MX],
+    shuffle: Callable[[list[MX]], None],
+    own_names: Container[str] = (),
+    limit: int = MOST_HOSTS,
+) -> tuple[MX, ...]:
+    """The exchangers in the order of one attempt (RFC 5321 5.1): by preference, shuffled within equal preference, each
+    host once, at most `limit`.
+
+    `own_names` are the names of this relay (of the whole cluster). A record that names one of them goes, with all of
+    equal or higher preference number, since their hosts would send the mail back to us. An empty result means that we
+    are ourselves the best exchanger and were not told what to do with the domain: the mail loops (5.4.6). `shuffle`
+    works in place, as `random.shuffle` does.
+    """
+    if len(records) == 1:
+        return () if records[0].host in own_names else tuple(records)
+    own = min((record.preference for record in records if record.host in own_names), default=None)
+    groups: dict[int, list[MX]] = {}
+    seen: set[str] = set()
+    for record in sorted(records):
+        if own is not None and record.preference >= own:
+            break
+        if record.host not in seen:
+            seen.add(record.host)
+            groups.setdefault(record.preference, []).append(record)
+    ordered: list[MX] = []
+    for group in groups.values():
+        if len(group) > 1:
+            shuffle(group)
+        ordered += group
+        if len(ordered) >= limit:
+            break
+    return tuple(ordered[:limit])
+
+
+def better_than(records: Sequence[MX], preference: int) -> tuple[MX, ...]:
+    """The exchangers that are preferred to `preference`, in their order: what is left to try when a host's addresses
+    turn out to be our own (RFC 5321 5.1)."""
+    return tuple(record for record in records if record.preference < preference)
+
+
+def alternate(first: Sequence[str], second: Sequence[str], limit: int = MOST_ADDRESSES) -> tuple[str, ...]:
+    """Two families of addresses in turn, `first` leading, at most `limit`: a family that does not work costs one failed
+    connection before the other is tried."""
+    mixed: list[str] = []
+    shared = min(len(first), len(second))
+    for pair in zip(first, second, strict=False):
+        mixed += pair
+    mixed += first[shared:]
+    mixed += second[shared:]
+    return tuple(mixed[:limit])
+
+
+def order_addresses(addresses: tuple[str, ...], shuffle: Callable[[list[str]], None]) -> tuple[str, ...]:
+    """A host's addresses in the order of one attempt: shuffled within each family, so that a host with several is used
+    evenly while its answer is cached; the families stay in turn, and the one that led still leads."""
+    if len(addresses) == 1:
+        return addresses
+    leads_v6 = ":" in addresses[0]
+    leading = [address for address in addresses if (":" in address) is leads_v6]
+    other = [address for address in addresses if (":" in address) is not leads_v6]
+    shuffle(leading)
+    shuffle(other)
+    return alternate(leading, other, len(addresses))

@@ -1,0 +1,29 @@
+"""What every test may ask for, and what the report of a failed scenario shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.processes import Processes
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
+    report = yield
+    # The logs belong into the report itself: the directory is gone when the test is over.
+    processes = getattr(item, "funcargs", {}).get("processes")
+    if report.when == "call" and report.failed and isinstance(processes, Processes):
+        report.sections.append(("logs of the scenario's processes", processes.tails()))
+    return report
+
+
+@pytest.fixture
+def processes() -> Iterator[Processes]:
+    """Real processes, all of which are gone when the test ends."""
+    found = Processes()
+    try:
+        yield found
+    finally:
+        found.close()

@@ -1,0 +1,341 @@
+"""Delivery status notices."""
+
+from __future__ import annotations
+
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+
+import pytest
+from attrs import evolve
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from relaycluster.mail.address import NULL, Address
+from relaycluster.mail.dsn import (
+    HEADER_LENGTH,
+    Action,
+    RecipientReport,
+    Report,
+    build,
+    envelope,
+    notice_entropy,
+)
+from relaycluster.mail.queue_id import RANDOM_BITS
+from relaycluster.mail.reply import Reply
+
+ALICE = Address("alice@example.com", "example.com")
+BOB = Address("bob@example.org", "example.org")
+CAROL = Address("carol@example.org", "example.org")
+ORIGINAL = (
+    b"From: alice@example.com\r\nTo: bob@example.org\r\nSubject: Lunch on Friday\r\nMessage-ID: <m1@example.com>\r\n\r\n"
+    b"The body.\r\n"
+)
+UNKNOWN = RecipientReport(
+    BOB,
+    Action.FAILED,
+    "5.1.1",
+    Reply(550, "5.1.1", ("no such user", "see https://example.org/help")),
+    remote=True,
+    host="mx.example.org",
+    original_recipient="rfc822;bob@example.org",
+    last_attempt=1_767_229_200.0,
+)
+REPORT = Report(
+    notice_id="01NOTICE000000000000000000",
+    queue_id="01MESSAGE00000000000000000",
+    hostname="relay.example.net",
+    reverse_path=ALICE,
+    arrived=1_767_225_600.0,
+    made=1_767_229_201.0,
+    recipients=(UNKNOWN,),
+    original=ORIGINAL,
+    envelope_id="QQ314159",
+)
+
+
+def read(report: Report) -> EmailMessage:
+    """Build it, look at the wire form, and let the standard library read it."""
+    data = build(report)
+    assert data.isascii()
+    assert b"\0" not in data
+    assert data.count(b"\r\n") == data.count(b"\n") == data.count(b"\r")
+    assert max(map(len, data.split(b"\r\n"))) <= 998
+    assert data.endswith(b"\r\n")
+    message = message_from_bytes(data, policy=default)
+    assert isinstance(message, EmailMessage)
+    for part in message.walk():
+        assert not part.defects
+    return message
+
+
+def parts(message: EmailMessage) -> tuple[str, list[EmailMessage], EmailMessage]:
+    """The text, the blocks of the machine-readable part, the third part."""
+    text, status, original = message.iter_parts()
+    assert text.get_content_type() == "text/plain"
+    assert status.get_content_type() == "message/delivery-status"
+    return text.get_content(), status.get_payload(), original  # type: ignore[return-value]
+
+
+def test_header() -> None:
+    """RFC 3464 2, RFC 3834: whom it is from and to, that a program wrote it, and what it belongs to."""
+    message = read(REPORT)
+    assert message["From"].addresses[0].addr_spec == "MAILER-DAEMON@relay.example.net"
+    assert message["From"].addresses[0].display_name == "Mail Delivery System"
+    assert message["To"].addresses[0].addr_spec == "alice@example.com"
+    assert message["Subject"] == "Your message to bob@example.org could not be delivered"
+    assert message["Date"] == "Thu, 01 Jan 2026 01:00:01 +0000"
+    assert message["Message-ID"] == "<01NOTICE000000000000000000@relay.example.net>"
+    assert message["In-Reply-To"] == message["References"] == "<m1@example.com>"
+    assert message["Auto-Submitted"] == "auto-replied"
+    assert message.get_content_type() == "multipart/report"
+    assert message["Content-Type"].params["report-type"] == "delivery-status"
+    assert "Return-Path" not in message
+
+
+def test_status_part() -> None:
+    """What programs read: the fields of RFC 3464 2.2 and 2.3, one block for the message and one for each recipient."""
+    _, (about, bob), _ = parts(read(REPORT))
+    assert dict(about.items()) == {
+        "Original-Envelope-Id": "QQ314159",
+        "Reporting-MTA": "dns; relay.example.net",
+        "X-Relaycluster-Queue-Id": "01MESSAGE00000000000000000",
+        "Arrival-Date": "Thu, 01 Jan 2026 00:00:00 +0000",
+    }
+    assert dict(bob.items()) == {
+        "Original-Recipient": "rfc822;bob@example.org",
+        "Final-Recipient": "rfc822; bob@example.org",
+        "Action": "failed",
+        "Status": "5.1.1",
+        "Remote-MTA": "dns; mx.example.org",
+        "Diagnostic-Code": "smtp; 550 5.1.1 no such user see https://example.org/help",
+        "Last-Attempt-Date": "Thu, 01 Jan 2026 01:00:00 +0000",
+    }
+
+
+def test_text_for_a_person() -> None:
+    """What happened, to which message, to whom, what the other side said, what it means, and under which id to ask."""
+    text = " ".join(parts(read(REPORT))[0].split())
+    for words in (
+        "mail system at relay.example.net",
+        "arrived here at Thu, 01 Jan 2026 00:00:00 +0000 could not be delivered",
+        "Its subject: Lunch on Friday",
+        "<bob@example.org> There is no such mailbox.",
+        "The mail server mx.example.org said: 550 5.1.1 no such user see https://example.org/help",
+        "id 01MESSAGE00000000000000000 at relay.example.net",
+    ):
+        assert words in text
+
+
+def test_a_delay() -> None:
+    """A delay says until when it goes on, that nothing is to be done, and gives no expiry where none is known."""
+    delayed = evolve(UNKNOWN, action=Action.DELAYED, status="4.4.1", remote=False, host="", retry_until=1_767_657_600.0)
+    text, (_, bob), _ = parts(read(evolve(REPORT, recipients=(delayed,))))
+    assert bob["Action"] == "delayed"
+    assert bob["Will-Retry-Until"] == "Tue, 06 Jan 2026 00:00:00 +0000"
+    assert bob["Diagnostic-Code"].startswith("X-Relaycluster; ")
+    assert "Remote-MTA" not in bob
+    assert "do NOT need to send it again" in " ".join(text.split())
+    assert "tried again until Tue, 06 Jan 2026 00:00:00 +0000" in " ".join(text.split())
+
+
+def test_relayed() -> None:
+    """A message that went to a system without DSN (RFC 3461 5.2.2) is not shown as an error."""
+    relayed = evolve(UNKNOWN, action=Action.RELAYED, status="2.0.0", reply=Reply.of(250, "2.0.0", "ok"))
+    message = read(evolve(REPORT, recipients=(relayed,)))
+    text, (_, bob), _ = parts(message)
+    assert bob["Action"] == "relayed"
+    assert bob["Status"] == "2.0.0"
+    assert message["Subject"] == "Your message to bob@example.org was passed on"
+    assert "no error" in text
+
+
+def test_several_recipients() -> None:
+    """Each recipient has its paragraph and its block."""
+    carol = evolve(UNKNOWN, recipient=CAROL, status="5.2.2", original_recipient="")
+    message = read(evolve(REPORT, recipients=(UNKNOWN, carol), envelope_id=""))
+    text, (about, first, second), _ = parts(message)
+    assert message["Subject"] == "Your message to 2 recipients could not be delivered"
+    assert "Original-Envelope-Id" not in about
+    assert (first["Final-Recipient"], second["Final-Recipient"]) == (
+        "rfc822; bob@example.org",
+        "rfc822; carol@example.org",
+    )
+    assert "Original-Recipient" not in second
+    assert "mailbox is full" in text
+
+
+def test_the_header_comes_back_and_not_the_body() -> None:
+    """By default the third part is the message's header, as it was."""
+    _, _, original = parts(read(REPORT))
+    assert original.get_content_type() == "text/rfc822-headers"
+    assert original.get_payload().replace("\r\n", "\n") == ORIGINAL[: ORIGINAL.index(b"\r\n\r\n") + 2].decode().replace(
+        "\r\n", "\n"
+    )
+    assert b"The body." not in build(REPORT)
+
+
+def test_the_whole_message_comes_back() -> None:
+    """With RET=FULL it is a message/rfc822 part, octet by octet; 8-bit content is converted."""
+    data = build(evolve(REPORT, full=True))
+    assert b"Content-Type: message/rfc822\r\n\r\n" + ORIGINAL + b"\r\n--=_" in data
+    _, _, original = parts(read(evolve(REPORT, full=True, original=ORIGINAL + b"m\xfcde\r\n")))
+    inner = original.get_payload(0)
+    assert inner["Subject"] == "Lunch on Friday"
+    assert inner.get_payload(decode=True).replace(b"\r\n", b"\n") == b"The body.\nm\xfcde\n"
+
+
+def test_a_header_that_is_not_clean() -> None:
+    """8-bit octets, NUL and bare line ends in the header come back in quoted-printable, and decode to what they were; the
+    same where the whole was asked for and cannot be had."""
+    header = b"Subject: \xfcber\r\nX: a\0b\rc\nd\r\n"
+    for full in (False, True):
+        _, _, original = parts(read(evolve(REPORT, original=header + b"\r\nbody\r\n", full=full)))
+        assert original.get_content_type() == "text/rfc822-headers"
+        assert original.get_payload(decode=True) == header
+
+
+def test_a_whole_that_is_not_seven_bit_stays_out() -> None:
+    """A message/rfc822 part may not be encoded: NUL, bare line ends or over-long lines in it leave only the header."""
+    for body in (b"a\0b\r\n", b"a\rb\r\n", b"a\nb\r\n", b"a" * 999 + b"\r\n"):
+        _, _, original = parts(read(evolve(REPORT, original=ORIGINAL + body, full=True)))
+        assert original.get_content_type() == "text/rfc822-headers"
+
+
+def test_a_huge_header_is_cut() -> None:
+    """Of a header of a megabyte a bounded piece comes back, cut between lines."""
+    header = b"X-Line: " + b"x" * 60 + b"\r\n"
+    data = build(evolve(REPORT, original=header * 15_000 + b"\r\n"))
+    assert len(data) < HEADER_LENGTH + 5_000
+    assert data.count(header) == HEADER_LENGTH // len(header)
+
+
+words = st.text(st.characters(codec="utf-8"), max_size=1500)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    lines=st.lists(words, max_size=4).map(tuple),
+    host=words,
+    envelope_id=words,
+    original_recipient=words,
+    local_part=st.text(st.characters(codec="utf-8"), min_size=1, max_size=64),
+    original=st.binary(max_size=1500),
+    full=st.booleans(),
+    action=st.sampled_from(Action),
+)
+def test_strangers_cannot_break_it(
+    lines: tuple[str, ...],
+    host: str,
+    envelope_id: str,
+    original_recipient: str,
+    local_part: str,
+    original: bytes,
+    full: bool,
+    action: Action,
+) -> None:
+    """Whatever a remote server, a sender or a message holds: the notice keeps its three parts and its fields, stays 7-bit, and
+    no field appears that we did not write."""
+    entry = evolve(
+        UNKNOWN,
+        recipient=Address(f"{local_part}@example.org", "example.org"),
+        action=action,
+        reply=Reply(550, "", lines),
+        host=host,
+        original_recipient=original_recipient,
+    )
+    report = evolve(
+        REPORT,
+        recipients=(entry,),
+        envelope_id=envelope_id,
+        original=original,
+        full=full,
+        reverse_path=Address(f"{local_part}@example.com", "example.com"),
+    )
+    data = build(report)
+    assert data.isascii()
+    assert b"\0" not in data
+    assert max(map(len, data.split(b"\r\n"))) <= 998
+    message = message_from_bytes(data, policy=default)
+    _, status, _ = message.iter_parts()  # type: ignore[union-attr]
+    about, recipient = status.get_payload()
+    assert set(about.keys()) <= {"Original-Envelope-Id", "Reporting-MTA", "X-Relaycluster-Queue-Id", "Arrival-Date"}
+    assert recipient["Action"] == action.value
+    assert set(recipient.keys()) <= {
+        "Original-Recipient",
+        "Final-Recipient",
+        "Action",
+        "Status",
+        "Remote-MTA",
+        "Diagnostic-Code",
+        "Last-Attempt-Date",
+        "Will-Retry-Until",
+    }
+    assert set(message.keys()) <= {
+        "From",
+        "To",
+        "Subject",
+        "Date",
+        "Message-ID",
+        "In-Reply-To",
+        "References",
+        "Auto-Submitted",
+        "MIME-Version",
+        "Content-Type",
+    }
+    assert build(report) == data
+
+
+def test_the_same_report_gives_the_same_octets() -> None:
+    """Enqueuing a notice again is idempotent; another notice has another boundary."""
+    again = evolve(REPORT, recipients=(evolve(UNKNOWN),))
+    assert build(again) == build(REPORT)
+    boundary = read(REPORT).get_boundary()
+    assert boundary is not None
+    assert read(evolve(REPORT, notice_id="other")).get_boundary() != boundary
+
+
+def test_the_boundary_is_not_in_the_content() -> None:
+    """A message that quotes the notice's own boundary does not break it."""
+    boundary = read(REPORT).get_boundary()
+    assert boundary is not None
+    hostile = evolve(REPORT, original=b"X: --" + boundary.encode() + b"\r\n--" + boundary.encode() + b"--: y\r\n\r\n")
+    message = read(hostile)
+    assert message.get_boundary() != boundary
+    assert len(list(message.iter_parts())) == 3
+
+
+def test_addresses_that_are_not_ascii() -> None:
+    """RFC 6533: such a recipient is of type utf-8; such a sender cannot stand in a 7-bit header, but the envelope has it."""
+    muller = Address("m\u00fcller@example.com", "example.com")
+    report = evolve(REPORT, reverse_path=muller, recipients=(evolve(UNKNOWN, recipient=muller),))
+    message = read(report)
+    _, (_, recipient), _ = parts(message)
+    assert recipient["Final-Recipient"] == "utf-8; m\\x{FC}ller@example.com"
+    assert message["To"] == "undisclosed-recipients:;"
+    assert envelope(report).recipients == (muller,)
+    assert envelope(report).smtputf8
+
+
+def test_envelope() -> None:
+    """From the null reverse-path to the sender; and never a notice about mail from the null reverse-path."""
+    assert envelope(REPORT).reverse_path is NULL
+    assert envelope(REPORT).recipients == (ALICE,)
+    with pytest.raises(ValueError, match="null reverse-path"):
+        build(evolve(REPORT, reverse_path=NULL))
+    with pytest.raises(ValueError, match="nobody"):
+        build(evolve(REPORT, recipients=()))
+
+
+def test_notice_entropy() -> None:
+    """What the notice is about decides its id: the order of recipients does not, anything else does."""
+    one = notice_entropy("item", Action.FAILED, ["a@x", "b@x"], 3)
+    assert 0 <= one < 1 << RANDOM_BITS
+    assert one == notice_entropy("item", Action.FAILED, ["b@x", "a@x"], 3)
+    others = {
+        notice_entropy("item-2", Action.FAILED, ["a@x", "b@x"], 3),
+        notice_entropy("item", Action.DELAYED, ["a@x", "b@x"], 3),
+        notice_entropy("item", Action.FAILED, ["a@x"], 3),
+        notice_entropy("item", Action.FAILED, ["a@x", "b@x"], 4),
+    }
+    assert len(others | {one}) == 5

@@ -1,0 +1,553 @@
+"""Outbound connections: over real loopback sockets with servers that misbehave, and against a clock for the timeouts."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import attrs
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred, inlineCallbacks
+from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from relaycluster.mail import outcome
+from relaycluster.mail.outcome import Delivered, Failed, Outcome, Stage
+from relaycluster.mail.reply import Reply
+from relaycluster.net.outbound import (
+    PIECE,
+    ConnectFailed,
+    OutboundConnection,
+    OutboundSettings,
+    Target,
+    Timeouts,
+    connect,
+)
+from relaycluster.smtp.client import TLSPolicy
+from relaycluster.smtp.client_states import State
+from tests.net.loopback import CONTENT, SETTINGS, LoopbackCase, chunks, transaction, turn
+from tests.net.scripted_server import ScriptedServer, drop, hang, reset, stop_reading
+
+
+class LoopbackTests(LoopbackCase):
+    """Over real sockets on 127.0.0.1."""
+
+    @inlineCallbacks
+    def test_one_connection_carries_many_messages(self) -> Any:
+        """Message after message over one connection, with pipelining, and each content arrives as it was."""
+        server = ScriptedServer()
+        connection = yield Deferred.fromCoroutine(self.connected(server))
+        for number in range(20):
+            (each,) = yield connection.send(transaction(content=CONTENT + b"%d\r\n" % number))
+            self.assertEqual(each, Delivered(Reply.of(250, "2.0.0", "queued"), "mx.example.com"))
+            self.assertTrue(connection.usable)
+        self.assertEqual(connection.transactions_done, 20)
+        self.assertEqual(server.connections, 1)
+        self.assertEqual(server.contents, [CONTENT + b"%d\r\n" % number for number in range(20)])
+
+    @inlineCallbacks
+    def test_without_pipelining(self) -> Any:
+        """The same in lock-step, with a server that knows HELO only."""
+        server = ScriptedServer(EHLO=["500 what?"])
+        outcomes = yield Deferred.fromCoroutine(self.outcomes(server, "b@example.com", "c@example.com"))
+        self.assertEqual([type(each) for each in outcomes], [Delivered, Delivered])
+        self.assertEqual(
+            server.lines[2:],
+            ["MAIL FROM:<a@example.net>", "RCPT TO:<b@example.com>", "RCPT TO:<c@example.com>", "DATA"],
+        )
+
+    @inlineCallbacks
+    def test_partial_refusal(self) -> Any:
+        """Each recipient has its own outcome, over replies of several lines."""
+        server = ScriptedServer(RCPT=["550-5.1.1 no\r\n550 5.1.1 such user", "250 ok", "452 4.2.2 full"])
+        outcomes = yield Deferred.fromCoroutine(
+            self.outcomes(server, "b@example.com", "c@example.com", "d@example.com")
+        )
+        self.assertEqual([type(each) for each in outcomes], [Failed, Delivered, outcome.Deferred])
+        self.assertEqual(outcomes[0].reply.lines, ("no", "such user"))
+        self.assertEqual(server.contents, [CONTENT])
+
+    @inlineCallbacks
+    def test_dropped_at_each_stage(self) -> Any:
+        """A server that goes away is a deferral at the stage where it went, a possible arrival only after the dot."""
+        stages = {"MAIL": Stage.MAIL, "RCPT": Stage.RCPT, "DATA": Stage.DATA, "DOT": Stage.FINAL_DOT}
+        for verb, stage in stages.items():
+            for how in (drop, reset):
+                server = ScriptedServer(**{verb: [how]})
+                (each,) = yield Deferred.fromCoroutine(self.outcomes(server))
+                self.assertIsInstance(each, outcome.Deferred, verb)
+                self.assertEqual(each.reply.enhanced, "4.4.2")
+                self.assertEqual(each.may_have_arrived, verb == "DOT")
+                # With pipelining what was answered before the connection went may still be unread when it is reset.
+                self.assertIn(each.stage, {stage} if how is drop else set(stages.values()))
+                self.assertFalse(self.connections[-1].usable)
+
+    @inlineCallbacks
+    def test_dropped_before_the_session_stands(self) -> Any:
+        """The connection fails with the stage, and has nothing to do with TLS."""
+        for verb, stage in {"GREETING": Stage.GREETING, "EHLO": Stage.EHLO}.items():
+            for how in (drop, reset):
+                failed = yield Deferred.fromCoroutine(self.connect_fails(ScriptedServer(**{verb: [how]})))
+                self.assertIsInstance(failed.outcome, outcome.Deferred)
+                self.assertEqual(failed.outcome.stage, stage)
+                self.assertFalse(failed.tls_failed)
+
+    @inlineCallbacks
+    def test_refused_session(self) -> Any:
+        """The outcome is the server's refusal, and the server hears QUIT."""
+        server = ScriptedServer(GREETING=["554 5.7.1 not you"])
+        failed = yield Deferred.fromCoroutine(self.connect_fails(server))
+        self.assertEqual(failed.outcome, Failed(Reply.of(554, "5.7.1", "not you"), Stage.GREETING, "mx.example.com"))
+        while not server.closed:
+            yield turn()
+        self.assertEqual(server.lines, ["QUIT"])
+
+    @inlineCallbacks
+    def test_nobody_listens(self) -> Any:
+        """A refused TCP connection names the place and the reason."""
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            target = Target("mx.example.com", "127.0.0.1", unused.getsockname()[1])
+            failed = yield self.assertFailure(connect(reactor, target, SETTINGS), ConnectFailed)
+        self.assertEqual(failed.outcome.stage, Stage.CONNECT)
+        self.assertEqual(str(failed.outcome.reply), f"451 4.4.1 can not connect to {target}: Connection refused")
+
+    @inlineCallbacks
+    def test_source_address(self) -> Any:
+        """The connection comes from the address that the target names; one that is not ours is a deferral."""
+        server = ScriptedServer()
+        target = attrs.evolve(self.listen(server), source="127.0.0.2")
+        connection = yield connect(reactor, target, SETTINGS)
+        self.connections.append(connection)
+        (session,) = server.sessions
+        self.assertEqual(session.transport.getPeer().host, "127.0.0.2")
+        elsewhere = attrs.evolve(target, source="192.0.2.1")
+        failed = yield self.assertFailure(connect(reactor, elsewhere, SETTINGS), ConnectFailed)
+        self.assertEqual(failed.outcome.stage, Stage.CONNECT)
+
+    @inlineCallbacks
+    def test_421_in_the_session(self) -> Any:
+        """The server's words are the outcome, and the connection is not used again."""
+        server = ScriptedServer(MAIL=["250 ok", "421 4.3.2 enough for today"])
+        connection = yield Deferred.fromCoroutine(self.connected(server))
+        yield connection.send(transaction())
+        (each,) = yield connection.send(transaction())
+        self.assertEqual(
+            each, outcome.Deferred(Reply.of(421, "4.3.2", "enough for today"), Stage.MAIL, "mx.example.com")
+        )
+        self.assertFalse(connection.usable)
+        self.assertTrue(connection.went_stale)
+        (each,) = yield connection.send(transaction())
+        self.assertEqual(each.reply.enhanced, "4.4.2")
+
+    @inlineCallbacks
+    def test_idle_connection_that_the_server_closes(self) -> Any:
+        """`on_closed` tells of it, once, and a message that meets it is told that it can go again at once."""
+        server = ScriptedServer()
+        connection = yield Deferred.fromCoroutine(self.connected(server))
+        yield connection.send(transaction())
+        closed: Deferred[OutboundConnection] = Deferred()
+        connection.on_closed = closed.callback
+        (session,) = server.sessions
+        session.say("421 4.4.2 idle too long")
+        session.transport.loseConnection()
+        self.assertIs((yield closed), connection)
+        self.assertTrue(connection.is_gone)
+        self.assertFalse(connection.usable)
+        yield connection.send(transaction())
+        self.assertTrue(connection.went_stale)
+
+    @inlineCallbacks
+    def test_close_says_quit(self) -> Any:
+        """And the connection is gone with the answer."""
+        server = ScriptedServer()
+        connection = yield Deferred.fromCoroutine(self.connected(server))
+        closed: Deferred[OutboundConnection] = Deferred()
+        connection.on_closed = closed.callback
+        connection.close()
+        self.assertFalse(connection.usable)
+        yield closed
+        self.assertEqual(server.lines[-1], "QUIT")
+
+    @inlineCallbacks
+    def test_close_does_not_wait_for_a_silent_server(self) -> Any:
+        """QUIT has its own short time."""
+        settings = attrs.evolve(SETTINGS, timeouts=Timeouts(quit_seconds=0.05))
+        server = ScriptedServer(QUIT=[hang])
+        connection = yield Deferred.fromCoroutine(self.connected(server, settings))
+        closed: Deferred[OutboundConnection] = Deferred()
+        connection.on_closed = closed.callback
+        connection.close()
+        yield closed
+
+    @inlineCallbacks
+    def test_large_content_from_an_iterator(self) -> Any:
+        """Eight megabytes arrive as they were, with dots at chunk bounds, and wait for a server that is slow to read."""
+        content = (b"." * 76 + b"\r\n") * 100_000
+        server = ScriptedServer(CONTENT=[stop_reading])
+        connection = yield Deferred.fromCoroutine(self.connected(server))
+        transport: Any = connection.transport
+        transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        sending = connection.send(transaction(content=chunks(content, 10_001), size=len(content)))
+        while not transport.producerPaused:
+            yield turn()
+        self.assertLessEqual(len(transport.dataBuffer) + transport._tempDataLen, 2 * PIECE)
+        for _ in range(20):
+            yield turn()
+        self.assertLessEqual(len(transport.dataBuffer) + transport._tempDataLen, 2 * PIECE)
+        (session,) = server.sessions
+        session.transport.resumeProducing()
+        (each,) = yield sending
+        self.assertIsInstance(each, Delivered)
+        self.assertEqual(server.contents, [content])
+
+    @inlineCallbacks
+    def test_large_content_in_one_piece(self) -> Any:
+        """The same from bytes; and the next, short message follows on the same connection."""
+        content = os.urandom(3_000_000).replace(b"\r", b"x").replace(b"\n", b"\r\n.") + b"\r\n"
+        server = ScriptedServer()
+        connection = yield Deferred.fromCoroutine(self.connected(server))
+        (first,) = yield connection.send(transaction(content=content, size=len(content)))
+        (second,) = yield connection.send(transaction())
+        self.assertIsInstance(first, Delivered)
+        self.assertIsInstance(second, Delivered)
+        self.assertEqual(server.contents, [content, CONTENT])
+
+    @inlineCallbacks
+    def test_a_long_content_lets_others_have_the_reactor(self) -> Any:
+        """However fast the server reads, the reactor turns while a long content is written."""
+        turns = 0
+
+        def count() -> None:
+            nonlocal turns, call
+            turns += 1
+            call = reactor.callLater(0, count)  # type: ignore[attr-defined]
+
+        server = ScriptedServer()
+        connection = yield Deferred.fromCoroutine(self.connected(server))
+        call: Any = reactor.callLater(0, count)  # type: ignore[attr-defined]
+        yield connection.send(transaction(content=b"x" * 98 + b"\r\n" * 40_000, size=4_000_000))
+        call.cancel()
+        self.assertGreater(turns, 0)
+
+    @inlineCallbacks
+    def test_content_that_cannot_be_read(self) -> Any:
+        """Our own trouble is a deferral, the message can not have arrived, and the trouble is logged."""
+
+        async def broken() -> AsyncIterator[bytes]:
+            yield b"begin\r\n"
+            raise OSError("the store is away")
+
+        server = ScriptedServer()
+        connection = yield Deferred.fromCoroutine(self.connected(server))
+        (each,) = yield connection.send(transaction(content=broken()))
+        self.assertIsInstance(each, outcome.Deferred)
+        self.assertEqual((each.stage, each.may_have_arrived), (Stage.CONTENT, False))
+        self.assertNotIn("store", str(each.reply))
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+        yield Deferred.fromCoroutine(self._all_gone(server))
+        self.assertEqual(server.contents, [])
+
+    @inlineCallbacks
+    def test_lost_while_the_content_waits_for_room(self) -> Any:
+        """The content's source is closed, the outcome is a deferral, and nothing is written behind the gap."""
+        closed = []
+
+        async def endless() -> AsyncIterator[bytes]:
+            try:
+                while True:
+                    yield b"x" * 9998 + b"\r\n"
+            finally:
+                closed.append(True)
+
+        def go(session: Any) -> None:
+            stop_reading(session)
+            reactor.callLater(0.05, session.transport.abortConnection)  # type: ignore[attr-defined]
+
+        server = ScriptedServer(CONTENT=[go])
+        connection = yield Deferred.fromCoroutine(self.connected(server))
+        (each,) = yield connection.send(transaction(content=endless()))
+        self.assertEqual((each.stage, each.may_have_arrived), (Stage.CONTENT, False))
+        self.assertEqual(closed, [True])
+
+    @inlineCallbacks
+    def test_refused_in_the_middle_of_the_content(self) -> Any:
+        """The server's words are the outcome; the rest is not sent, and the source is closed."""
+
+        def refuse(session: Any) -> None:
+            session.say("552 5.3.4 too much")
+
+        closed = []
+
+        async def endless() -> AsyncIterator[bytes]:
+            try:
+                while True:
+                    yield b"x" * 9998 + b"\r\n"
+            finally:
+                closed.append(True)
+
+        server = ScriptedServer(CONTENT=[refuse])
+        connection = yield Deferred.fromCoroutine(self.connected(server))
+        (each,) = yield connection.send(transaction(content=endless()))
+        self.assertEqual(each, Failed(Reply.of(552, "5.3.4", "too much"), Stage.CONTENT, "mx.example.com"))
+        self.assertEqual(closed, [True])
+
+    @inlineCallbacks
+    def test_no_dot_without_leave(self) -> Any:
+        """A short and a long message whose lease ran out: nothing arrives, and the connection is cut off."""
+        for content in (CONTENT, b"x" * 98 + b"\r\n" * 2000):
+            server = ScriptedServer()
+            connection = yield Deferred.fromCoroutine(self.connected(server))
+            (each,) = yield connection.send(transaction(content=content, may_finish=lambda: False))
+            self.assertEqual((each.stage, each.may_have_arrived), (Stage.CONTENT, False))
+            yield Deferred.fromCoroutine(self._all_gone(server))
+            self.assertEqual(server.contents, [])
+
+    @inlineCallbacks
+    def test_cancelled_transaction(self) -> Any:
+        """The Deferred fires with outcomes, not with a failure; the connection is dropped."""
+        server = ScriptedServer(DOT=[hang])
+        connection = yield Deferred.fromCoroutine(self.connected(server))
+        sending = connection.send(transaction())
+        while "DOT" not in server.heard:
+            yield turn()
+        sending.cancel()
+        (each,) = self.successResultOf(sending)
+        self.assertEqual((each.stage, each.may_have_arrived), (Stage.FINAL_DOT, True))
+        self.assertFalse(connection.usable)
+
+    @inlineCallbacks
+    def test_cancelled_connecting(self) -> Any:
+        """Before the connection is there, and before the session stands."""
+        server = ScriptedServer(GREETING=[hang])
+        target = self.listen(server)
+        for wait in (False, True):
+            connecting = connect(reactor, target, SETTINGS)
+            while wait and not server.sessions:
+                yield turn()
+            connecting.cancel()
+            failed = self.failureResultOf(connecting, ConnectFailed).value
+            self.assertIsInstance(failed.outcome, outcome.Deferred)
+
+    @inlineCallbacks
+    def test_eight_bit_content_for_a_seven_bit_host(self) -> Any:
+        """The caller can ask before; not asked, the transaction fails and the host hears nothing of it."""
+        server = ScriptedServer(EHLO=["250 mx.example.com"])
+        connection = yield Deferred.fromCoroutine(self.connected(server))
+        eight = transaction(content="ü\r\n".encode())
+        self.assertTrue(connection.needs_seven_bit(eight))
+        (each,) = yield connection.send(eight)
+        self.assertIsInstance(each, Failed)
+        self.assertEqual(each.reply.enhanced, "5.6.3")
+        self.assertEqual(len(server.lines), 1)
+        self.assertTrue(connection.usable)
+
+    @inlineCallbacks
+    def test_next_transaction_from_the_callback_of_the_last(self) -> Any:
+        """The hot path: no turn of the reactor lies between the end of one and the start of the next."""
+        server = ScriptedServer()
+        connection = yield Deferred.fromCoroutine(self.connected(server))
+        done: Deferred[int] = Deferred()
+
+        def again(_outcomes: tuple[Outcome, ...], left: int) -> None:
+            if left:
+                connection.send(transaction()).addCallback(again, left - 1)
+            else:
+                done.callback(connection.transactions_done)
+
+        connection.send(transaction()).addCallback(again, 9)
+        self.assertEqual((yield done), 10)
+
+
+class Wire(StringTransport):
+    """Remembers that it was cut off, and, when `is_slow`, is full after each write."""
+
+    aborting = False
+    is_slow = False
+
+    def abortConnection(self) -> None:
+        self.aborting = True
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        if self.is_slow and self.producer is not None:
+            self.producer.pauseProducing()
+
+
+class TimeoutTests(SynchronousTestCase):
+    """Each stage has its time, from the last complete reply on; one timer watches them all."""
+
+    TIMEOUTS = Timeouts(
+        greeting_seconds=10,
+        ehlo_seconds=20,
+        mail_seconds=30,
+        rcpt_seconds=40,
+        data_seconds=12,
+        content_seconds=25,
+        final_dot_seconds=60,
+        quit_seconds=5,
+    )
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.transport = Wire()
+        target = Target("mx.example.com", "192.0.2.1", tls=TLSPolicy.NONE)
+        self.connection = OutboundConnection(self.clock, target, OutboundSettings("r", timeouts=self.TIMEOUTS))
+        self.established: Deferred[OutboundConnection] = Deferred()
+        self.connection._established = self.established
+        self.connection.makeConnection(self.transport)
+
+    def says(self, *lines: str) -> None:
+        self.connection.dataReceived("".join(f"{line}\r\n" for line in lines).encode())
+
+    def stand(self) -> None:
+        self.says("220 hi")
+        self.says("250-mx", "250 PIPELINING")
+        self.assertIs(self.successResultOf(self.established), self.connection)
+
+    def assert_times_out_after(self, seconds: float, waiting: Deferred[Any]) -> Any:
+        """Not a moment before, and without a word from the server."""
+        for _ in range(10):
+            self.clock.advance(seconds / 10 * 0.999)
+            self.assertNoResult(waiting)
+        self.clock.advance(seconds * 0.002)
+        self.assertTrue(self.transport.disconnecting or self.transport.aborting)
+        return waiting
+
+    def test_greeting(self) -> None:
+        """The server that accepts and says nothing."""
+        failed = self.failureResultOf(self.assert_times_out_after(10, self.established), ConnectFailed).value
+        self.assertEqual(str(failed.outcome.reply), "451 4.4.2 timed out while waiting for the greeting")
+        self.assertEqual(failed.outcome.stage, Stage.GREETING)
+
+    def test_ehlo(self) -> None:
+        """The time begins with the greeting."""
+        self.clock.advance(9)
+        self.says("220 hi")
+        failed = self.failureResultOf(self.assert_times_out_after(20, self.established), ConnectFailed).value
+        self.assertEqual(failed.outcome.stage, Stage.EHLO)
+
+    def test_each_stage_of_a_transaction(self) -> None:
+        """MAIL, RCPT, DATA and the final dot have their own times."""
+        said: list[str] = []
+        stages = [
+            (30, Stage.MAIL, "250 ok"),
+            (40, Stage.RCPT, "250 ok"),
+            (12, Stage.DATA, "354 go"),
+            (60, Stage.FINAL_DOT, ""),
+        ]
+        for seconds, stage, reply in stages:
+            self.setUp()
+            self.stand()
+            self.clock.advance(1000)  # idle has no time of its own here
+            sending = self.connection.send(transaction())
+            for each in said:
+                self.clock.advance(9)
+                self.says(each)
+            (each_outcome,) = self.successResultOf(self.assert_times_out_after(seconds, sending))
+            self.assertEqual(each_outcome.stage, stage)
+            self.assertEqual(each_outcome.may_have_arrived, stage is Stage.FINAL_DOT)
+            said.append(reply)
+
+    def test_a_trickle_of_octets_is_no_progress(self) -> None:
+        """An octet now and then does not hold the connection; only a complete reply begins a new time."""
+        self.stand()
+        sending = self.connection.send(transaction())
+        for octet in b"250-2.1.0 ":
+            self.clock.advance(2.999)
+            self.connection.dataReceived(bytes([octet]))
+        self.assertNoResult(sending)
+        self.clock.advance(0.1)
+        (each,) = self.successResultOf(sending)
+        self.assertEqual(each.stage, Stage.MAIL)
+
+    def test_a_content_that_the_server_does_not_take(self) -> None:
+        """Each block has its time."""
+        self.stand()
+        sending = self.connection.send(transaction(content=b"x" * 998 + b"\r\n" * 200_000))
+        self.transport.is_slow = True
+        self.says("250 ok", "250 ok", "354 go")
+        for _ in range(3):
+            self.clock.advance(24)
+            self.assertNoResult(sending)
+            producer: Any = self.transport.producer
+            producer.resumeProducing()
+        (each,) = self.successResultOf(self.assert_times_out_after(25, sending))
+        self.assertEqual((each.stage, each.may_have_arrived), (Stage.CONTENT, False))
+
+    def test_quit(self) -> None:
+        """QUIT has little time, though another timer was running."""
+        self.stand()
+        sending = self.connection.send(transaction())
+        self.says("250 ok", "250 ok", "354 go")
+        self.says("250 ok")
+        self.successResultOf(sending)
+        self.connection.close()
+        self.clock.advance(4.9)
+        self.assertFalse(self.transport.aborting)
+        self.clock.advance(0.2)
+        self.assertTrue(self.transport.aborting)
+
+    def test_a_server_that_does_not_let_go(self) -> None:
+        """After a polite end the connection is cut off when it does not close by itself."""
+        self.says("554 no")
+        self.assertTrue(self.transport.disconnecting)
+        self.assertFalse(self.transport.aborting)
+        self.failureResultOf(self.established, ConnectFailed)
+        self.clock.advance(5.1)
+        self.assertTrue(self.transport.aborting)
+
+    def test_one_timer_for_all(self) -> None:
+        """A thousand transactions leave one timer behind, and a lost connection none."""
+        self.stand()
+        for _ in range(1000):
+            sending = self.connection.send(transaction())
+            self.says("250 ok", "250 ok", "354 go")
+            self.clock.advance(0.001)
+            self.says("250 ok")
+            self.successResultOf(sending)
+        self.assertLessEqual(len(self.clock.getDelayedCalls()), 1)
+        self.connection.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_given_up_before_the_connection_is_there(self) -> None:
+        """A connection that comes after it was given up is closed at once."""
+        target = Target("mx.example.com", "192.0.2.1")
+        connection = OutboundConnection(self.clock, target, SETTINGS)
+        connection.abort()
+        transport = Wire()
+        connection.makeConnection(transport)
+        self.assertTrue(transport.aborting)
+        self.assertEqual(connection._conversation.state, State.CLOSED)
+
+
+class ValueTests(SynchronousTestCase):
+    """Targets and timeouts."""
+
+    def test_equal_targets(self) -> None:
+        """The pool's key: all five parts count, and the policy may come as the configuration's word."""
+        target = Target("mx.example.com", "192.0.2.1", 25, TLSPolicy.MAY, "")
+        self.assertEqual(target, Target("mx.example.com", "192.0.2.1", tls="may"))  # type: ignore[arg-type]
+        self.assertEqual(hash(target), hash(Target("mx.example.com", "192.0.2.1")))
+        for change in (
+            {"host": "mx2"},
+            {"address": "192.0.2.2"},
+            {"port": 26},
+            {"tls": "none"},
+            {"source": "192.0.2.9"},
+        ):
+            self.assertNotEqual(target, attrs.evolve(target, **change))
+        self.assertRaises(ValueError, Target, "mx", "192.0.2.1", 25, "sometimes")
+
+    def test_every_state_that_waits_has_a_time(self) -> None:
+        """No state can wait for ever, but the idle one, which is the pool's."""
+        self.assertEqual(set(Timeouts().by_state), set(State) - {State.READY, State.CLOSED})
+
+    def test_no_time_is_nothing(self) -> None:
+        """A timeout of 0 would end every connection."""
+        self.assertRaises(ValueError, Timeouts, mail_seconds=0)

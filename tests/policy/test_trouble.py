@@ -1,0 +1,169 @@
+"""The failure policy."""
+
+from __future__ import annotations
+
+import pytest
+
+from relaycluster.mail.outcome import Deferred, Delivered, Failed, Stage
+from relaycluster.mail.reply import Reply
+from relaycluster.policy.trouble import (
+    LOCAL_REPLIES,
+    LocalTrouble,
+    Scope,
+    after_all_hosts,
+    is_too_many_recipients,
+    judge,
+    judge_local,
+    status_of,
+    was_said_by_host,
+)
+
+STAGES_WITH_REPLIES = [stage for stage in Stage if stage not in (Stage.ROUTING, Stage.CONNECT)]
+
+
+def reply(text: str) -> Reply:
+    code, _, rest = text.partition(" ")
+    enhanced, _, words = rest.partition(" ") if rest[:1].isdigit() else ("", "", rest)
+    return Reply.of(int(code), enhanced, words)
+
+
+@pytest.mark.parametrize(
+    ("stage", "text", "scope", "kind"),
+    [
+        (Stage.GREETING, "421 busy", Scope.HOST, Deferred),
+        (Stage.GREETING, "450 later", Scope.HOST, Deferred),
+        (Stage.GREETING, "554 no service for you", Scope.HOST, Deferred),
+        (Stage.GREETING, "521 no mail here", Scope.HOST, Failed),
+        (Stage.GREETING, "556 no mail here", Scope.HOST, Failed),
+        (Stage.EHLO, "451 later", Scope.HOST, Deferred),
+        (Stage.EHLO, "550 bad name", Scope.HOST, Deferred),
+        (Stage.EHLO, "521 no mail here", Scope.HOST, Failed),
+        (Stage.TLS, "454 4.7.0 later", Scope.HOST, Deferred),
+        (Stage.TLS, "502 5.5.1 what", Scope.HOST, Deferred),
+        (Stage.MAIL, "550 5.7.1 sender refused", Scope.MESSAGE, Failed),
+        (Stage.MAIL, "451 4.7.1 greylisted", Scope.MESSAGE, Deferred),
+        (Stage.MAIL, "452 4.3.1 disk full", Scope.HOST, Deferred),
+        (Stage.MAIL, "452 full", Scope.HOST, Deferred),
+        (Stage.MAIL, "552 5.3.4 too large", Scope.MESSAGE, Failed),
+        (Stage.MAIL, "530 5.7.0 Must issue a STARTTLS command first", Scope.DESTINATION, Deferred),
+        (Stage.MAIL, "535 5.7.8 credentials", Scope.DESTINATION, Deferred),
+        (Stage.MAIL, "421 4.3.2 closing", Scope.HOST, Deferred),
+        (Stage.RCPT, "550 5.1.1 unknown", Scope.RECIPIENT, Failed),
+        (Stage.RCPT, "450 4.2.1 busy", Scope.RECIPIENT, Deferred),
+        (Stage.RCPT, "452 4.5.3 too many", Scope.RECIPIENT, Deferred),
+        (Stage.RCPT, "552 too many", Scope.RECIPIENT, Deferred),
+        (Stage.RCPT, "552 5.2.2 mailbox full", Scope.RECIPIENT, Failed),
+        (Stage.RCPT, "552 5.3.4 too large", Scope.RECIPIENT, Failed),
+        (Stage.RCPT, "554 5.5.3 too many", Scope.RECIPIENT, Deferred),
+        (Stage.RCPT, "421 closing", Scope.HOST, Deferred),
+        (Stage.DATA, "451 4.7.1 greylisted", Scope.MESSAGE, Deferred),
+        (Stage.DATA, "554 5.5.1 no valid recipients", Scope.MESSAGE, Failed),
+        (Stage.DATA, "250 ok", Scope.HOST, Deferred),
+        (Stage.MAIL, "354 go", Scope.HOST, Deferred),
+        (Stage.FINAL_DOT, "550 5.7.1 spam", Scope.MESSAGE, Failed),
+        (Stage.FINAL_DOT, "451 4.6.0 later", Scope.MESSAGE, Deferred),
+        (Stage.FINAL_DOT, "452 4.3.1 disk full", Scope.HOST, Deferred),
+        (Stage.FINAL_DOT, "421 closing", Scope.HOST, Deferred),
+    ],
+)
+def test_replies(stage: Stage, text: str, scope: Scope, kind: type) -> None:
+    """The table of docs/design/trouble.md."""
+    verdict = judge(stage, reply(text), "mx.example")
+    assert (verdict.scope, type(verdict.outcome)) == (scope, kind)
+    assert (verdict.outcome.stage, verdict.outcome.host) == (stage, "mx.example")
+    assert verdict.try_next_host == (scope is Scope.HOST)
+
+
+def test_every_reply_has_a_meaning() -> None:
+    """No code at any stage is without a verdict; a 4yz never fails, and nothing that the host said before it knew of the
+    message fails it, except "no mail here"."""
+    for stage in STAGES_WITH_REPLIES:
+        for code in range(200, 600):
+            outcome = judge(stage, Reply.of(code, "", "words")).outcome
+            if isinstance(outcome, Failed):
+                assert code >= 500
+                assert stage not in (Stage.GREETING, Stage.EHLO, Stage.TLS) or code in (521, 556)
+                assert code not in (421, 530, 535)
+            else:
+                assert not outcome.may_have_arrived or (stage is Stage.FINAL_DOT and code < 400)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "scope", "status"),
+    [
+        (LocalTrouble.NULL_MX, Scope.DESTINATION, "5.1.10"),
+        (LocalTrouble.NO_SUCH_DOMAIN, Scope.DESTINATION, "5.1.2"),
+        (LocalTrouble.NO_ADDRESS, Scope.DESTINATION, "5.4.4"),
+        (LocalTrouble.DNS_UNAVAILABLE, Scope.DESTINATION, "4.4.3"),
+        (LocalTrouble.LOOPS_TO_US, Scope.DESTINATION, "5.4.6"),
+        (LocalTrouble.CONNECTION_REFUSED, Scope.HOST, "4.4.1"),
+        (LocalTrouble.CONNECT_TIMEOUT, Scope.HOST, "4.4.1"),
+        (LocalTrouble.TLS_FAILED, Scope.HOST, "4.7.5"),
+        (LocalTrouble.EIGHT_BIT_NOT_OFFERED, Scope.HOST, "5.6.3"),
+        (LocalTrouble.EXPIRED, Scope.MESSAGE, "5.4.7"),
+        (LocalTrouble.INTERNAL, Scope.MESSAGE, "4.3.0"),
+    ],
+)
+def test_local_troubles(trouble: LocalTrouble, scope: Scope, status: str) -> None:
+    """What no server said: its scope and its status."""
+    verdict = judge_local(Stage.ROUTING, trouble)
+    assert (verdict.scope, status_of(verdict.outcome)) == (scope, status)
+
+
+def test_every_local_trouble_has_its_words() -> None:
+    """Each has a reply of its own whose code and enhanced code agree, and nobody takes it for a server's."""
+    assert set(LOCAL_REPLIES) == set(LocalTrouble)
+    assert len(set(LOCAL_REPLIES.values())) == len(LocalTrouble)
+    for trouble, words in LOCAL_REPLIES.items():
+        assert str(words.code)[0] == words.enhanced[0]
+        assert not was_said_by_host(judge_local(Stage.CONNECT, trouble).outcome)
+        detailed = judge_local(Stage.CONNECT, trouble, detail="errno 111").outcome
+        assert detailed.reply.lines == (f"{words.lines[0]} (errno 111)",)
+        assert not was_said_by_host(detailed)
+    assert was_said_by_host(judge(Stage.RCPT, reply("550 5.1.1 no")).outcome)
+
+
+def test_silence_after_the_final_dot() -> None:
+    """The dot was written and nothing came back: the message may be there, so no other host gets it now. Before the dot, the
+    same loss sends it to the next host."""
+    for trouble in (LocalTrouble.CONNECTION_LOST, LocalTrouble.REPLY_TIMEOUT, LocalTrouble.PROTOCOL_ERROR):
+        verdict = judge_local(Stage.FINAL_DOT, trouble, "mx")
+        assert isinstance(verdict.outcome, Deferred)
+        assert verdict.outcome.may_have_arrived
+        assert not verdict.try_next_host
+        before = judge_local(Stage.CONTENT, trouble, "mx")
+        assert isinstance(before.outcome, Deferred)
+        assert not before.outcome.may_have_arrived
+        assert before.try_next_host
+
+
+def test_after_all_hosts() -> None:
+    """One host that may take it later outweighs all that refused; what a server said outweighs what the network did; where
+    all refused, the most preferred host's words count."""
+    refused = judge_local(Stage.CONNECT, LocalTrouble.CONNECTION_REFUSED, "a").outcome
+    busy = judge(Stage.GREETING, reply("421 busy"), "b").outcome
+    never = judge(Stage.GREETING, reply("521 never"), "c").outcome
+    never_too = judge(Stage.GREETING, reply("521 never"), "d").outcome
+    perhaps = judge_local(Stage.FINAL_DOT, LocalTrouble.CONNECTION_LOST, "e").outcome
+    assert after_all_hosts([never, refused]) is refused
+    assert after_all_hosts([refused, never, busy]) is busy
+    assert after_all_hosts([refused, busy, perhaps]) is perhaps
+    assert after_all_hosts([never_too, never]) is never_too
+    with pytest.raises(ValueError, match="no host"):
+        after_all_hosts([])
+
+
+def test_status_agrees_with_what_we_do() -> None:
+    """A 554 in a greeting that we defer is shown as 4.x.x; a missing code becomes x.0.0."""
+    assert status_of(judge(Stage.GREETING, reply("554 5.7.1 no")).outcome) == "4.7.1"
+    assert status_of(judge(Stage.RCPT, reply("550 no")).outcome) == "5.0.0"
+    assert status_of(judge(Stage.RCPT, reply("550 2.1.5 odd")).outcome) == "5.1.5"
+    assert status_of(Delivered(reply("250 2.1.5 fine"))) == "2.1.5"
+
+
+def test_too_many_recipients() -> None:
+    """RFC 5321 4.5.3.1.10, and the enhanced code where there is one."""
+    for text in ("452 too many", "452 4.5.3 too many", "552 too many", "552 5.5.3 too many", "451 4.5.3 later"):
+        assert is_too_many_recipients(reply(text)), text
+    for text in ("452 4.2.2 full", "452 4.3.1 disk", "552 5.2.2 full", "552 5.3.4 large", "550 5.1.1 no"):
+        assert not is_too_many_recipients(reply(text)), text
