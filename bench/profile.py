@@ -22,9 +22,12 @@ from collections.abc import Sequence
 from bench.errors import BenchError
 from bench.node import Node
 from bench.peers.ours import Relaycluster
-from bench.run import DEFAULT_PORT, DOMAINS, end_on_signals, site_at, work_directory
+from bench.report import WIDTH
+from bench.run import CHECKOUT, DEFAULT_PORT, DOMAINS, end_on_signals, site_at, work_directory
 from bench.suites import QUICK, Bench, relay_once, warm_up
 from bench.tools import Sink, build
+
+Times = tuple[int, int, float, float, object]  # pstats: primitive calls, calls, own seconds, with callees, callers
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -66,14 +69,37 @@ def profile(options: argparse.Namespace) -> int:
             f"twistd wrote no profile within {peer.patience_seconds:.0f} s of SIGTERM; its log: {node.log_path}"
         )
     print(f"{row['rate']:,.0f} messages/s while profiled; lost {row['lost']}, duplicated {row['duplicates']}")
-    print(f"calls are of the whole run: {options.messages + QUICK.warm_up_messages:,} messages with start and stop")
-    statistics = pstats.Stats(str(stats_path))
-    statistics.sort_stats(options.sort).print_stats(options.rows)
+    print(table(pstats.Stats(str(stats_path)), options.messages + QUICK.warm_up_messages, options.sort, options.rows))
     if options.keep:
         shutil.copy(stats_path, options.keep)
         print(options.keep)
     stats_path.unlink()
     return 0
+
+
+def table(statistics: pstats.Stats, messages: int, sort: str, rows: int) -> str:
+    """The dearest functions, everything divided by the messages of the whole run (start and stop are in it, too)."""
+    measured: dict[tuple[str, int, str], Times] = statistics.stats  # type: ignore[attr-defined]
+    out = [f"per message, of {messages:,}:", f"{'own µs':>9}{'with callees':>14}{'calls':>9}  function"]
+    for (path, line, name), (_, calls, own, whole, _) in sorted(
+        measured.items(), key=lambda item: -_weight(item[1], sort)
+    )[:rows]:
+        where = f"{_short(path)}:{line} {name}" if line else name
+        out.append(
+            f"{own / messages * 1e6:>9.1f}{whole / messages * 1e6:>14.1f}{calls / messages:>9.2f}  {where}"[:WIDTH]
+        )
+    total = sum(times[2] for times in measured.values())
+    return "\n".join([*out, f"{total / messages * 1e6:>9.1f}{'':>14}{'':>9}  all functions, with waiting in poll"])
+
+
+def _weight(times: Times, sort: str) -> float:
+    _, calls, own, whole, _ = times
+    return whole if sort == "cumtime" else own if sort == "tottime" else calls
+
+
+def _short(path: str) -> str:
+    """The path from the package on."""
+    return path.rpartition("site-packages/")[2].removeprefix(f"{CHECKOUT}/")
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ class Node(Service):
         self._start_failed = start_failed
         self._write = LineWriter(1)
         self.log = EventLog(self._write, time.time, config.log.format)
-        self._ports: list[IListeningPort] = []
+        self._ports: list[tuple[str, IListeningPort]] = []
         self._redis_server: embedded.EmbeddedRedis | None = None
         self._stopping = False
         self._members: dict[int, Member] = {}
@@ -348,8 +348,9 @@ class Node(Service):
         config = self._config
         if config.http.listen is not None:
             address = config.http.listen
-            self._ports.append(reactor.listenTCP(address.port, self._site, interface=address.host))
-            self._listener_ready(str(address), self._ports[-1], "http")
+            port = reactor.listenTCP(address.port, self._site, interface=address.host)
+            self._ports.append(("http", port))
+            self._listener_ready(str(address), port, "http")
         self._factories: list[InboundFactory] = []
         if self._edge is None:
             return
@@ -366,7 +367,7 @@ class Node(Service):
             )
             self._factories.append(factory)
             port = reactor.listenTCP(listener.address.port, factory, backlog=BACKLOG, interface=listener.address.host)
-            self._ports.append(port)
+            self._ports.append(("smtp", port))
             self._listener_ready(str(listener.address), port, listener.mode)
 
     def _listener_ready(self, configured: str, port: IListeningPort, mode: str) -> None:
@@ -501,10 +502,7 @@ class Node(Service):
         deadline = self._config.node.drain_deadline
         self.log.emit(events.NodeStopping("stop", deadline))
         self._gate.draining = True
-        for port in self._ports:
-            stopped = port.stopListening()
-            if stopped is not None:
-                await stopped
+        await self._close_ports("smtp")
         self._heart.set_draining()
         self._room.stop()
         finished: list[Deferred[Any]] = [self._sessions.drain()]
@@ -526,8 +524,17 @@ class Node(Service):
             self._resolver.stop()
         await _within(Deferred.fromCoroutine(self._heart.leave()), 2.0)
         self._lag.stop()
+        await self._close_ports("http")
         self.log.emit(events.NodeStopped(reactor.seconds() - began, unfinished))
         await self._abandon()
+
+    async def _close_ports(self, kind: str) -> None:
+        """Listen no more; `/readyz` stays to the end, so that balancers see why."""
+        for each, port in self._ports:
+            if each == kind:
+                stopped = port.stopListening()
+                if stopped is not None:
+                    await stopped
 
     def _abandon(self) -> Deferred[None]:
         """The rest, at once."""

@@ -277,6 +277,7 @@ class InboundProtocol(StreamProtocol):
             if self._half_closed and not self._finishing:
                 self._close()
         except Exception:
+            self._report()
             self._break_off()
         finally:
             self._pumping = False
@@ -377,16 +378,15 @@ class InboundProtocol(StreamProtocol):
     def _answer_message(self, size: int, reply: Reply) -> None:
         """The message's fate is known. The client may be gone by now, or cut off."""
         self._finishing = False
-        self._observer.message(self.session, reply, size, self._clock.seconds() - self._dot_at)
-        if reply.is_positive:
-            self._messages += 1
         if self._lost:
             self._sessions.over(self)
-            return
-        if reply.is_positive:
+        elif reply.is_positive:
+            self._messages += 1
             self._conversation.accept(reply)
         else:
             self._conversation.reject(reply)
+        # Behind the answer: a message that is queued gets its 250 even when the observer breaks.
+        self._observer.message(self.session, reply, size, self._clock.seconds() - self._dot_at)
         self._pump()
 
     def _abort_sink(self) -> None:
@@ -423,11 +423,7 @@ class InboundProtocol(StreamProtocol):
     def _abort_connection(self) -> None:
         if self._lost:
             return
-        transport = self.transport
-        if ITCPTransport.providedBy(transport):
-            transport.abortConnection()
-        else:
-            transport.loseConnection()
+        self.transport.abortConnection()
 
     def _report(self) -> None:
         """Tell the observer about the exception that is being dealt with."""
@@ -435,7 +431,6 @@ class InboundProtocol(StreamProtocol):
 
     def _break_off(self) -> None:
         """Something in here is broken: say so and close, since what comes next is not certain any more."""
-        self._report()
         self._abort_sink()
         if self._lost:
             self._sessions.over(self)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, assert_never
 
 from attrs import field, frozen, validators
+from OpenSSL import SSL
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
 from twisted.internet.error import ConnectError, ConnectionDone, ConnectionLost, TimeoutError
@@ -148,8 +149,8 @@ class ConnectFailed(Exception):
 def connect(reactor: Any, target: Target, settings: OutboundSettings) -> Deferred[OutboundConnection]:
     """A connection to the target whose session stands: greeting, EHLO and, by policy, TLS are done.
 
-    Fails with `ConnectFailed` and nothing else; so it does when it is cancelled. `reactor` provides IReactorTCP (and
-    IReactorPluggableNameResolver is not needed: `target.address` is an address) and IReactorTime.
+    Fails with `ConnectFailed` and nothing else; so it does when it is cancelled. `reactor` provides IReactorTCP and
+    IReactorTime.
     """
     connection = OutboundConnection(reactor, target, settings)
     endpoint_class = TCP6ClientEndpoint if ":" in target.address else TCP4ClientEndpoint
@@ -412,9 +413,10 @@ class OutboundConnection(Protocol):
             return
         try:
             creator = settings.connection_to(self.target.host, self.target.port, verify=self._verifies)
-            transport.startTLS(creator)
-        except Exception as error:  # whatever OpenSSL makes of a host's name: this delivery fails, not the node
+        except (ValueError, TypeError, SSL.Error) as error:  # a host whose name is none
             self._conversation.tls_failed(tls.reason(error))
+            return
+        transport.startTLS(creator)
 
     @property
     def _verifies(self) -> bool:

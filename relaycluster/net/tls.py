@@ -49,10 +49,17 @@ class ClientTLS:
         self._most_sessions = most_sessions
 
     def connection_to(self, host: str, port: int, *, verify: bool) -> IOpenSSLClientConnectionCreator:
-        """What Twisted's `startTLS` takes. `host` is a domain name (A-labels) or an IP address. With `verify`, a chain
-        that is not trusted fails the handshake; after it, call `verify_host`."""
-        context = self._verifying if verify else self._opportunistic
-        return _Creator(context, host, self._sessions.get((host, port, verify)))
+        """What Twisted's `startTLS` takes, once. `host` is a domain name (A-labels) or an IP address. With `verify`, a
+        chain that is not trusted fails the handshake; after it, call `verify_host`. Raises ValueError, TypeError or
+        SSL.Error for a name that can not be one."""
+        connection = SSL.Connection(self._verifying if verify else self._opportunistic, None)
+        # RFC 6066 section 3: names only, without the trailing dot.
+        if not _is_ip_address(host):
+            connection.set_tlsext_host_name(host.rstrip(".").encode("ascii"))
+        session = self._sessions.get((host, port, verify))
+        if session is not None:
+            connection.set_session(session)
+        return _Creator(connection)
 
     def verify_host(self, connection: SSL.Connection, host: str) -> None:
         """Raise `NotTrusted` unless the server's certificate names the host."""
@@ -84,20 +91,14 @@ class ClientTLS:
 
 @implementer(IOpenSSLClientConnectionCreator)
 class _Creator:
-    def __init__(self, context: SSL.Context, host: str, session: SSL.Session | None) -> None:
-        self._context = context
-        self._host = host
-        self._session = session
+    """Made beforehand, so that what can go wrong goes wrong before Twisted has put TLS on the transport."""
+
+    def __init__(self, connection: SSL.Connection) -> None:
+        self._connection = connection
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """See `IOpenSSLClientConnectionCreator`."""
-        connection = SSL.Connection(self._context, None)
-        # RFC 6066 section 3: names only, without the trailing dot.
-        if not _is_ip_address(self._host):
-            connection.set_tlsext_host_name(self._host.rstrip(".").encode("ascii"))
-        if self._session is not None:
-            connection.set_session(self._session)
-        return connection
+        return self._connection
 
 
 def facts(connection: SSL.Connection) -> TLSFacts:

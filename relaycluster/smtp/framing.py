@@ -13,7 +13,6 @@ from typing import Final
 CRLF: Final = b"\r\n"
 _TERMINATOR: Final = b"\r\n.\r\n"
 _STUFFED: Final = b"\r\n."
-_NOT_NEWLINE: Final = bytes(octet for octet in range(256) if octet not in CRLF)
 
 
 class LineTrouble(Enum):
@@ -63,6 +62,8 @@ class CommandFramer:
         """The next command line without its CRLF, or what is wrong with it; None when there is no more to say yet."""
         while True:
             buffer, start = self._buffer, self._position
+            if start == len(buffer):
+                return None
             end = buffer.find(CRLF, start)
             if end < 0:
                 return self._incomplete()
@@ -143,8 +144,10 @@ class ContentScanner:
         # `body` neither begins nor ends within a CRLF or within the three octets of a stuffed line's start.
         if 0 <= dot != end:
             body = body.replace(_STUFFED, CRLF)
-        newlines = body.translate(None, _NOT_NEWLINE)
-        if newlines != CRLF * (len(newlines) // 2):
+        # Whatever CR or LF is left without the CRLFs is bare. Replaced by as many octets, not removed: so nothing moves
+        # together, and it is done in one pass, at half the price of counting CR, LF and CRLF.
+        without = body.replace(CRLF, b"  ")
+        if b"\n" in without or b"\r" in without:
             self.has_bare_newline = True
             if self._normalize:
                 body = body.replace(CRLF, b"\n").replace(b"\r", b"\n").replace(b"\n", CRLF)

@@ -181,9 +181,11 @@ class ServerConversation:
     def accept(self, reply: Reply | None = None) -> None:
         """Answer the open question positively, with `reply` or the usual one. Ignored when the session was closed
         meanwhile; without a question a programming error."""
-        step = self._take_question()
+        step = self._asked
         if step is None:
+            self._question_is_missing()
             return
+        self._asked = None
         if reply is not None:
             code, wire = reply.code, reply.encode()
         elif step is Occasion.CONNECT:
@@ -204,9 +206,12 @@ class ServerConversation:
 
     def reject(self, reply: Reply) -> None:
         """Answer the open question with a 4yz or 5yz reply; 421 closes. Ignored when the session was closed meanwhile."""
-        step = self._take_question()
-        if step is not None:
-            self._refuse(step, reply)
+        step = self._asked
+        if step is None:
+            self._question_is_missing()
+            return
+        self._asked = None
+        self._refuse(step, reply)
 
     def refuse_content(self, reply: Reply) -> None:
         """The driver cannot take the rest of this content: read it to the final dot and answer `reply` there. No `Aborted`
@@ -334,11 +339,9 @@ class ServerConversation:
 
     # --- answering
 
-    def _take_question(self) -> Verb | Occasion | None:
-        step, self._asked = self._asked, None
-        if step is None and self.state is not _CLOSED:
+    def _question_is_missing(self) -> None:
+        if self.state is not _CLOSED:
             raise RuntimeError("no question is open")
-        return step
 
     def _say(self, step: Verb | Occasion, code: int, wire: bytes) -> None:
         """A positive reply: send it, count it, move."""

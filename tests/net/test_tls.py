@@ -151,6 +151,13 @@ class TLSTests(LoopbackCase):
         self.assertTrue(failed.tls_failed)
 
     @inlineCallbacks
+    def test_a_host_whose_name_is_none(self) -> Any:
+        """What OpenSSL would not take as a server name is a failure of this delivery alone."""
+        for host in ("mü.example.com", "mx\0.example.com"):
+            failed = yield Deferred.fromCoroutine(self.fails(self.server("x"), TLSPolicy.MAY, host))
+            self.assertTrue(failed.tls_failed)
+
+    @inlineCallbacks
     def test_large_contents(self) -> Any:
         """Megabytes pass through TLS as they were, from bytes and from an iterator, to a server that reads with pauses."""
 

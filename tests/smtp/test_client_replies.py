@@ -138,6 +138,11 @@ def test_known_replies_are_bounded() -> None:
         assert len(reader._known) <= 32
 
 
+def test_a_known_line_can_end_a_longer_reply() -> None:
+    """What was a whole reply once is the last line of another one here."""
+    assert [reply.lines for reply in read(b"250 two\r\n250-one\r\n250 two\r\n")] == [("two",), ("one", "two")]
+
+
 def test_is_empty_tells_of_half_a_reply() -> None:
     """Neither half a line nor half a reply of several lines is nothing."""
     reader = ReplyReader()

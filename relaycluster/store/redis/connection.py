@@ -15,7 +15,7 @@ import hiredis
 import txredisapi
 from attrs import frozen
 from twisted.application.internet import ClientService, backoffPolicy
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
@@ -78,12 +78,14 @@ class LeanProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
         if hasattr(transport, "setTcpNoDelay"):
             transport.setTcpNoDelay(True)
         self._deadline = self._clock.callLater(1.0, self._check_deadline)
+        self.factory.made(self)
 
     def request(self, *arguments: Argument) -> Deferred[Reply]:
         """Send one command; the Deferred fires with the reply, or fails with a `QueueError`."""
+        data = _pack_command(arguments)
         result: Deferred[Reply] = Deferred()
         self._pending.append((result, self._clock.seconds()))
-        self.transport.write(_pack_command(arguments))
+        self.transport.write(data)
         return result
 
     def dataReceived(self, data: bytes, unpause: bool = False) -> None:
@@ -130,13 +132,20 @@ class SubscribedProtocol(LeanProtocol):
 
 
 class LeanFactory(Factory):
-    """Makes the protocol and hears of its end."""
+    """Makes the protocol, and hears of its beginning and its end."""
 
     noisy = False
 
-    def __init__(self, protocol: type[LeanProtocol], clock: IReactorTime, lost: Callable[[LeanProtocol], None]) -> None:
+    def __init__(
+        self,
+        protocol: type[LeanProtocol],
+        clock: IReactorTime,
+        made: Callable[[LeanProtocol], None],
+        lost: Callable[[LeanProtocol], None],
+    ) -> None:
         self._protocol = protocol
         self._clock = clock
+        self.made = made
         self.lost = lost
         self.on_message: Callable[[bytes, bytes], None] = lambda _channel, _message: None
 
@@ -166,13 +175,15 @@ class RedisConnection:
         self._credentials = credentials
         self._approve = approve
         self._usable: LeanProtocol | None = None
-        self.factory = LeanFactory(protocol, clock, self._connection_lost)
+        self._refusals = 0  # in a row: ClientService forgets its own count with each connection that is made
+        self._waiting: list[Deferred[None]] = []
+        self.factory = LeanFactory(protocol, clock, self._made, self._connection_lost)
+        backoff = backoffPolicy(initialDelay=0.1, maxDelay=MOST_RETRY_SECONDS, factor=1.5)
         self._service = ClientService(
             endpoint,
             self.factory,
-            retryPolicy=backoffPolicy(initialDelay=0.1, maxDelay=MOST_RETRY_SECONDS, factor=1.5),
+            retryPolicy=lambda attempt: backoff(max(attempt, self._refusals)),
             clock=clock,
-            prepareConnection=self._prepare,  # type: ignore[arg-type]
         )
         self.refusal = "there is no connection to Redis yet"
         self.on_ready: Callable[[], None] = lambda: None
@@ -194,11 +205,15 @@ class RedisConnection:
         done: Deferred[None] = self._service.stopService()
         return done
 
-    def when_ready(self, failures: int | None = None) -> Deferred[Any]:
-        """Fires once there is an approved connection; fails after so many failed attempts in a row."""
-        return self._service.whenConnected(failAfterFailures=failures)
+    def when_ready(self) -> Deferred[None]:
+        """Fires once there is an approved connection."""
+        if self._usable is not None:
+            return succeed(None)
+        waiting: Deferred[None] = Deferred()
+        self._waiting.append(waiting)
+        return waiting
 
-    async def _prepare_async(self, protocol: LeanProtocol) -> None:
+    async def _prepare(self, protocol: LeanProtocol) -> None:
         if self._credentials.password:
             user = [self._credentials.username] if self._credentials.username else []
             try:
@@ -209,23 +224,28 @@ class RedisConnection:
                 ) from None
         await self._approve(protocol)
 
-    def _prepare(self, protocol: LeanProtocol) -> Deferred[None]:
-        done = Deferred.fromCoroutine(self._prepare_async(protocol))
+    def _made(self, protocol: LeanProtocol) -> None:
+        """There is a connection; it is used once it was authenticated and approved."""
 
         def usable(_: None) -> None:
             self._usable = protocol
+            self._refusals = 0
             self.refusal = ""
+            waiting, self._waiting = self._waiting, []
+            for each in waiting:
+                each.callback(None)
             self.on_ready()
 
-        def refused(failure: Failure) -> Failure:
+        def refused(failure: Failure) -> None:
+            self._refusals += 1
             reason = str(failure.value)
             if reason != self.refusal:
                 self.refusal = reason
-                self.on_refused(reason)
+                if failure.check(RedisRefused):
+                    self.on_refused(reason)
             protocol.transport.abortConnection()
-            return failure
 
-        return done.addCallbacks(usable, refused)
+        Deferred.fromCoroutine(self._prepare(protocol)).addCallbacks(usable, refused)
 
     def _connection_lost(self, protocol: LeanProtocol) -> None:
         if self._usable is protocol:
