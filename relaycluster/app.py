@@ -17,6 +17,7 @@ from twisted.application.service import Service
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamClientEndpoint
 from twisted.internet.ssl import optionsForClientTLS, trustRootFromCertificates
 from twisted.python.failure import Failure
@@ -40,7 +41,7 @@ from relaycluster.node.delivery import Delivery
 from relaycluster.node.edge import Edge, EdgeSettings
 from relaycluster.node.gate import Gate
 from relaycluster.node.janitor import Janitor, Lag, Room
-from relaycluster.node.lane import LimitReached
+from relaycluster.node.lane import Crowd, LimitReached
 from relaycluster.node.limits import ConnectionLimits
 from relaycluster.node.membership import Heart
 from relaycluster.node.observer import Observer
@@ -141,7 +142,11 @@ class Node(Service):
         Deferred.fromCoroutine(self._start()).addErrback(self._not_started)
 
     def _not_started(self, failure: Failure) -> None:
-        if failure.check(QueueError, ConfigError, OSError):
+        if failure.check(CannotListenError):
+            line = (
+                f"cannot listen on {failure.value.interface}:{failure.value.port}: {failure.value.socketError.strerror}"
+            )
+        elif failure.check(QueueError, ConfigError, OSError):
             line = str(failure.value)
         else:
             line = f"{type(failure.value).__name__}: {failure.value}"
@@ -180,7 +185,6 @@ class Node(Service):
         refused: Deferred[None] = Deferred()
 
         def refuse(reason: str) -> None:
-            self._redis_refused(reason)
             if not refused.called and "loading" not in reason:
                 refused.errback(RedisRefused(reason))
 
@@ -310,7 +314,13 @@ class Node(Service):
             idle_seconds=config.delivery.idle,
             messages_per_connection=config.delivery.messages_per_connection,
         )
-        pool.on_gone = lambda connection: self._limits.free(connection.target.limit)
+        crowd = Crowd(self._limits.open_of)
+
+        def gone(connection: OutboundConnection) -> None:
+            self._limits.free(connection.target.limit)
+            crowd.freed(connection.target.limit)
+
+        pool.on_gone = gone
         servers = config.dns.servers or system_servers()
         resolver = self._resolver = Resolver(
             reactor, reactor, ClientSettings(servers), secrets.randbits, lambda: bool(secrets.randbits(1))
@@ -332,6 +342,7 @@ class Node(Service):
             self._heart,
             partitions,
             pool,
+            crowd,
             routes,
             self._table,
             self._settlement,

@@ -362,6 +362,12 @@ class Destination(Section):
         "The route: these hosts instead of the MX records, in this order; a name or an IP address, with a port where it"
         ' is not 25: `10.1.1.1:25`, `[::1]:2525`. With `match = ["*"]` it is the smarthost.',
     )
+    port: Whole = _option(
+        25,
+        "The port on which MX hosts are asked. Mail between domains uses 25; another one is for private networks.",
+        ge=1,
+        le=65535,
+    )
     rate: OptionalRate = _option("", "Instead of `delivery.rate_per_domain`.")
     connections: Whole | None = _option(None, "Instead of `delivery.connections_per_domain`.", ge=1)
     messages_per_connection: Whole | None = _option(None, "Instead of `delivery.messages_per_connection`.", ge=1)
@@ -372,6 +378,7 @@ class Destination(Section):
         return DestinationSettings(
             name=self.match[0] if self.match and (self.hosts or self.match != ("*",)) else "",
             hosts=self.hosts,
+            port=self.port,
             rate=self.rate or delivery.rate_per_domain,
             connections=self.connections or delivery.connections_per_domain,
             messages_per_connection=self.messages_per_connection or delivery.messages_per_connection,

@@ -365,14 +365,16 @@ class InboundProtocol(StreamProtocol):
             self._report()
             self._answer_message(size, _LOCAL_ERROR)
             return
-        answered.addCallback(partial(self._answer_message, size))
-        answered.addErrback(self._finish_failed, size)
+        answered.addBoth(self._finished, size)
 
-    def _finish_failed(self, failure: Failure, size: int) -> None:
-        self._observer.failed(self.session, failure)
-        if self._finishing:
-            self._answer_message(size, _LOCAL_ERROR)
-        else:
+    def _finished(self, result: Reply | Failure, size: int) -> None:
+        if isinstance(result, Failure):
+            self._observer.failed(self.session, result)
+            result = _LOCAL_ERROR
+        try:
+            self._answer_message(size, result)
+        except Exception:
+            self._report()
             self._break_off()
 
     def _answer_message(self, size: int, reply: Reply) -> None:

@@ -205,6 +205,8 @@ class OutboundConnection(Protocol):
         self._established: Deferred[OutboundConnection] | None = None
         self._sending: Deferred[tuple[Outcome, ...]] | None = None
         self._is_connected = False
+        self._given_up = False
+        self._replies_before = 0
         self._content_sent: Deferred[None] | None = None
         self._burst = 0
         # One timer, set so that it fires at or before any deadline that can come up, and looked at only then.
@@ -239,16 +241,18 @@ class OutboundConnection(Protocol):
         """Carry out the transaction. Fires with one outcome for each recipient, in order; never fails. Cancelling it
         drops the connection, and fires it with what is known by then.
 
-        After it, `usable` tells whether the connection takes another one. `went_stale` is true after a transaction that
-        met a connection which the server had given up meanwhile: nothing of it was taken, so that it can be sent at once
-        over a new one.
+        After it, `usable` tells whether the connection takes another one. `went_stale` is true when the connection had
+        ended before, or had carried others and was lost without a single reply: the server, or something on the way, had
+        let go of it meanwhile. Nothing was taken, so that the transaction can be sent at once over a new one. Not so after
+        a 421 in reply, which may be the server's word on how much it wants, nor after a timeout, nor when we gave up.
         """
         if not self.usable:
             closed = outcome.Deferred(_REPLY_CLOSED, Stage.MAIL, self.target.host)
-            self.went_stale = self.transactions_done > 0 and self._conversation.state is State.CLOSED
+            self.went_stale = self._conversation.state is State.CLOSED and not self._given_up
             return succeed((closed,) * len(transaction.envelope.recipients))
         sending: Deferred[tuple[Outcome, ...]] = Deferred(self._cancelled)
         self._sending = sending
+        self._replies_before = self._conversation.replies_seen
         self._conversation.begin(transaction)
         self._pump()
         self._set_deadline()
@@ -378,12 +382,11 @@ class OutboundConnection(Protocol):
             established.callback(self)
 
     def _finished(self, outcomes: tuple[Outcome, ...]) -> None:
-        if self._conversation.state is State.CLOSED:
-            self.went_stale = self.transactions_done > 0 and all(
-                isinstance(each, outcome.Deferred) and each.stage is Stage.MAIL for each in outcomes
-            )
-        else:
+        conversation = self._conversation
+        if conversation.state is not State.CLOSED:
             self.transactions_done += 1
+        elif not self._is_connected:
+            self.went_stale = self.transactions_done > 0 and conversation.replies_seen == self._replies_before
         content_sent, self._content_sent = self._content_sent, None
         if content_sent is not None:
             content_sent.cancel()  # does nothing, unless the content is still on its way
@@ -486,6 +489,7 @@ class OutboundConnection(Protocol):
         self.abort()
 
     def _give_up(self, reply: Reply) -> None:
+        self._given_up = True
         self._conversation.give_up(reply)
         self._pump()
         self._cut_off()

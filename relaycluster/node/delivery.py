@@ -11,7 +11,7 @@ from relaycluster.interfaces import IQueue, IThrottle
 from relaycluster.mail.item import Claim
 from relaycluster.metrics import Metrics
 from relaycluster.net.pool import ConnectionPool
-from relaycluster.node.lane import Lane, Means
+from relaycluster.node.lane import Crowd, Lane, Means
 from relaycluster.node.limits import Pace
 from relaycluster.node.membership import Heart
 from relaycluster.node.partitions import Partitions
@@ -36,6 +36,7 @@ class Delivery:
         heart: Heart,
         partitions: Partitions,
         pool: ConnectionPool,
+        crowd: Crowd,
         routes: Routes,
         table: RouteTable,
         settlement: Settlement,
@@ -73,6 +74,7 @@ class Delivery:
             pace=self._pace,
             lost=partitions.lost,
             taken=self._taken,
+            crowd=crowd,
             draining=lambda: self._draining,
         )
 

@@ -36,6 +36,8 @@ from relaycluster.smtp.client import TLSPolicy, Transaction
 
 MOST_CLAIMED = 40
 """Claims of one lane at once: few items are in hands that may die."""
+NO_OPENING_SECONDS = 0.2
+"""After a connection could not be opened while others stand, no other is tried for so long."""
 PARKED_SECONDS = 15.0
 """How long a destination that cannot be reached is left alone; its items have their own schedule besides."""
 CROWDED_SECONDS = 1.0
@@ -67,7 +69,37 @@ class Means:
     pace: Callable[[str, DestinationSettings], Pace | None]
     lost: Callable[[Ownership], None]
     taken: Callable[[Claim], None]
+    crowd: Crowd
     draining: Callable[[], bool]
+
+
+class Crowd:
+    """Lanes that wait for a connection of a limit that this process has used up. `open` tells how many it has."""
+
+    def __init__(self, open_connections: Callable[[str], int]) -> None:
+        self._open = open_connections
+        self._lanes: dict[str, dict[Lane, None]] = {}
+
+    def wait(self, limit: str, lane: Lane) -> bool:
+        """Stand in line. False when this process has no connection that could become free."""
+        if not self._open(limit):
+            return False
+        self._lanes.setdefault(limit, {})[lane] = None
+        return True
+
+    def waits(self, limit: str) -> bool:
+        """Whether somebody stands in line."""
+        return limit in self._lanes
+
+    def freed(self, limit: str) -> None:
+        """A connection is free, or gone: the first in line may look."""
+        lanes = self._lanes.get(limit)
+        if lanes:
+            lane = next(iter(lanes))
+            del lanes[lane]
+            if not lanes:
+                del self._lanes[limit]
+            lane.pump()
 
 
 class Lane:
@@ -76,6 +108,7 @@ class Lane:
     __slots__ = (
         "_claiming",
         "_means",
+        "_open_after",
         "_opening",
         "_parked_until",
         "_route",
@@ -105,6 +138,7 @@ class Lane:
         self._opening = 0
         self._claiming = False
         self._parked_until = 0.0
+        self._open_after = 0.0
         self._route: Route | None = None
         self._timer: IDelayedCall | None = None
 
@@ -160,9 +194,12 @@ class Lane:
             return
         room = self._sending + self._opening < self.settings.connections
         # Each connection that carries mail may bring one more along: a slow start.
-        if len(self._waiting) > self._opening and self._opening <= self._sending and room:
+        if len(self._waiting) > self._opening <= self._sending and room and self.used_seconds >= self._open_after:
             self._opening += 1
             Deferred.fromCoroutine(self._open()).addErrback(self._bug, None)
+        if self._waiting and not self._opening and not self._sending:
+            # Nothing will call us: look again when a connection may be opened.
+            self._wake_up_after(max(NO_OPENING_SECONDS / 4, self._open_after - self.used_seconds))
         if self.more and not self._claiming and self.used_seconds >= self._parked_until and means.valid():
             wanted = min(MOST_CLAIMED, self.settings.connections, 2 * (self._sending + 1)) - self.in_hand
             owner = means.owner_of(self.partition)
@@ -226,10 +263,12 @@ class Lane:
 
     def _wait(self, seconds: float) -> None:
         """Claim nothing for a while; then look again."""
-        now = self._means.clock.seconds()
-        self._parked_until = max(self._parked_until, now + seconds)
+        self._parked_until = max(self._parked_until, self._means.clock.seconds() + seconds)
+        self._wake_up_after(seconds)
+
+    def _wake_up_after(self, seconds: float) -> None:
         if self._timer is None:
-            self._timer = self._means.clock.callLater(self._parked_until - now, self._waited)
+            self._timer = self._means.clock.callLater(seconds, self._waited)
 
     def _waited(self) -> None:
         self._timer = None
@@ -264,9 +303,8 @@ class Lane:
         return None
 
     async def _find_route(self) -> Route | NoRoute:
-        route = self._route
-        if route is not None and route.until_seconds >= self._means.clock.seconds():
-            return route
+        """Asked for each connection, not only once a TTL: hosts of equal preference share the load (RFC 5321 5.1). What DNS
+        said is cached below."""
         found = await self._means.routes.find(self.domain, self.settings)
         if isinstance(found, Route):
             self._route = found
@@ -305,8 +343,8 @@ class Lane:
                 connection = found
             else:
                 self._unreachable(found)
-        except LimitReached:
-            self._crowded()
+        except LimitReached as error:
+            self._crowded(str(error))
         finally:
             self._opening -= 1
             if connection is not None:
@@ -314,10 +352,17 @@ class Lane:
             else:
                 self.pump()
 
-    def _crowded(self) -> None:
-        """No room in the cluster's limit: our own connections go on; without any, others shall have the items."""
-        self._means.metrics.throttled["connections"].inc()
-        if not self._sending:
+    def _crowded(self, limit: str) -> None:
+        """No room in the cluster's limit: the next connection of ours that is free shall be for us. When this process has none,
+        others shall have the items."""
+        means = self._means
+        means.metrics.throttled["connections"].inc()
+        self._open_after = means.clock.seconds() + NO_OPENING_SECONDS
+        if self._sending:
+            return
+        if means.crowd.wait(limit, self):
+            self._wake_up_after(CROWDED_SECONDS)
+        else:
             self._put_back()
             self.more = True
             self._wait(CROWDED_SECONDS)
@@ -325,6 +370,7 @@ class Lane:
     def _unreachable(self, result: outcome.Deferred | outcome.Failed) -> None:
         """No host of the destination could be reached: that holds for all that waits, unless a connection stands."""
         if self._sending:
+            self._open_after = self._means.clock.seconds() + NO_OPENING_SECONDS
             return
         self._route = None
         for claim, _ in self._waiting:
@@ -449,14 +495,19 @@ class Lane:
         self._next(connection)
 
     def _next(self, connection: OutboundConnection) -> None:
-        if self._waiting and connection.usable and connection.transactions_done < self.settings.messages_per_connection:
-            self.used_seconds = self._means.clock.seconds()
+        means = self._means
+        limit = connection.target.limit
+        most = self.settings.messages_per_connection
+        # Lanes that share a crowded limit take turns, message by message: a long queue does not shut out a short one.
+        if self._waiting and connection.usable and connection.transactions_done < most and not means.crowd.waits(limit):
+            self.used_seconds = means.clock.seconds()
             claim, good_until = self._waiting.popleft()
             self._send(connection, claim, good_until)
             if self.more or self._waiting:
                 self.pump()
             return
-        self._means.pool.release(connection, self.settings.messages_per_connection)
+        means.pool.release(connection, most)
+        means.crowd.freed(limit)
         if self.more or self._waiting:
             self.pump()
 

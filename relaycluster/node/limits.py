@@ -62,6 +62,11 @@ class ConnectionLimits:
         self.free(limit)
         return False
 
+    def open_of(self, limit: str) -> int:
+        """How many connections of the limit this process has."""
+        held = self._held.get(limit)
+        return held.open if held is not None else 0
+
     def free(self, limit: str) -> None:
         """A connection is gone, or was not made."""
         held = self._held[limit]
@@ -89,8 +94,8 @@ class ConnectionLimits:
         surplus, self._surplus = self._surplus, set()
         view = self._snapshot()
         for limit in surplus:
-            held = self._held[limit]
-            if view is None or held.open == held.granted:
+            held = self._held.get(limit)
+            if view is None or held is None or held.open == held.granted:
                 continue
             held.granted = held.open
             done = self._throttle.hold(limit, view[1], held.open, held.maximum, view[0])

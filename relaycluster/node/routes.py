@@ -70,13 +70,13 @@ class Routes:
             return await self._addresses(hosts, settings, limit, float("inf"))
         literal = routing.literal_address(domain)
         if literal is not None:
-            return await self._addresses([(literal, routing.SMTP_PORT)], settings, limit, float("inf"))
+            return await self._addresses([(literal, settings.port)], settings, limit, float("inf"))
         answer = await self._resolver.mx(domain)
         if isinstance(answer, Exchangers):
             ordered = routing.order_hosts(answer.records, self._shuffle, self._own_names)
             if not ordered:
                 return _trouble(LocalTrouble.LOOPS_TO_US)
-            hosts = [(record.host, routing.SMTP_PORT) for record in ordered]
+            hosts = [(record.host, settings.port) for record in ordered]
             return await self._addresses(hosts, settings, limit, answer.ttl_seconds)
         if isinstance(answer, NullMX):
             return _trouble(LocalTrouble.NULL_MX)

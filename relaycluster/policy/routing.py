@@ -196,13 +196,14 @@ class DestinationSettings:
 
     `name` is under which the cluster counts rate and connections: all domains that a destination matches share its
     limits. It is empty in the defaults, where each domain is limited by itself. `hosts` are tried in the given order
-    instead of the domain's MX hosts; empty for MX. `rate` is None without a limit. `connections` and
+    instead of the domain's MX hosts; empty for MX, whose hosts are asked on `port`. `rate` is None without a limit. `connections` and
     `messages_per_connection` are counts; `tls` is "none", "may", "encrypt" or "verify". `mx_suffix` will match domains
     by their MX hosts; nothing reads it yet.
     """
 
     name: str = ""
     hosts: tuple[HostPort, ...] = ()
+    port: int = SMTP_PORT
     rate: Rate | None = None
     connections: int = 20
     messages_per_connection: int = 100

@@ -33,8 +33,8 @@ from relaycluster.smtp.server_events import (
     RecipientAsked,
     Wait,
 )
-from relaycluster.smtp.server_states import TRANSITIONS, Move, Occasion, State
 from relaycluster.smtp.server_settings import BareNewline, Dialect
+from relaycluster.smtp.server_states import TRANSITIONS, Move, Occasion, State
 
 # On Python 3.11 each look at an Enum's member costs 0.1 µs or more, and a message has dozens: the hot path uses these names.
 _RCPT: Final = Verb.RCPT

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import smtplib
 import socket
+import threading
 from typing import Any
 
-from twisted.internet import reactor
+from twisted.internet import reactor, tcp
 from twisted.internet.defer import inlineCallbacks
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 from relaycluster.net.immediate import write_now
-from relaycluster.net.inbound import InboundFactory, InboundSessions, SessionLimits
+from relaycluster.net.inbound import InboundFactory, InboundProtocol, InboundSessions, SessionLimits
 from relaycluster.smtp.server_settings import ServerSettings
 from tests.net.test_inbound import Intake
 
@@ -59,31 +60,46 @@ class InboundOverSockets(TestCase):
 
     @inlineCallbacks
     def test_a_client_that_pipelines_without_reading(self) -> Any:
-        """Thousands of commands before the first read: every reply comes, in order, and none is lost or doubled when the kernel
-        takes only a part of a write."""
-        count = 40000
+        """Thousands of commands before the first read: the server stops reading, and later every reply comes, in order, none lost
+        or doubled where the kernel took only a part of a write."""
+        count = 50000
+        stopped = threading.Event()
+        self.port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        stop = InboundProtocol.pauseProducing
+
+        def pause(session: InboundProtocol) -> None:
+            stopped.set()
+            stop(session)
+
+        self.patch(InboundProtocol, "pauseProducing", pause)
 
         def talk() -> bytes:
-            with socket.create_connection(("127.0.0.1", self.number), timeout=30) as client:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            with socket.socket() as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+                client.settimeout(30)
+                client.connect(("127.0.0.1", self.number))
                 got = client.recv(1)
-                sent = b"".join(b"VRFY x\r\n" if number % 2 else b"NOOP\r\n" for number in range(count)) + b"QUIT\r\n"
+                left = b"".join(b"VRFY x\r\n" if number % 2 else b"HELP\r\n" for number in range(count)) + b"QUIT\r\n"
                 client.setblocking(False)
-                while sent:
+                while left:
                     try:
-                        sent = sent[client.send(sent) :]
-                    except BlockingIOError:  # the server has stopped reading until its replies are read
-                        client.setblocking(True)
+                        left = left[client.send(left) :]
+                    except BlockingIOError:
+                        if not stopped.wait(30):
+                            raise AssertionError("the server never stopped reading") from None
+                        client.settimeout(30)
                         got += client.recv(65536)
                         client.setblocking(False)
-                client.setblocking(True)
+                client.settimeout(30)
+                if not stopped.wait(30):
+                    raise AssertionError("the server never stopped reading")
                 while piece := client.recv(65536):
                     got += piece
                 return got
 
         got = yield deferToThread(talk)
         lines = got.split(b"\r\n")
-        self.assertEqual([line[:3] for line in lines[1:-2]], [b"252" if n % 2 else b"250" for n in range(count)])
+        self.assertEqual([line[:3] for line in lines[1:-2]], [b"252" if n % 2 else b"214" for n in range(count)])
         self.assertTrue(lines[-2].startswith(b"221 "))
 
     @inlineCallbacks
@@ -108,13 +124,23 @@ class InboundOverSockets(TestCase):
         self.assertTrue(farewell.startswith(b"421 4.3.2 "))
 
 
+PIECES = [b"%06d" % number * 500 for number in range(2000)]
+
+
 class Pusher(Protocol):
-    """Writes a lot through `write_now`, whatever the kernel takes."""
+    """Writes a lot through `write_now` to a peer that does not read yet; then tells it."""
+
+    def __init__(self, pushed: threading.Event) -> None:
+        self.pushed = pushed
+        self.was_full = False
 
     def connectionMade(self) -> None:
-        for number in range(2000):
-            write_now(self.transport, b"%06d" % number * 500)
-        self.transport.loseConnection()
+        transport: Any = self.transport
+        for piece in PIECES:
+            write_now(transport, piece)
+        self.was_full = bool(transport.dataBuffer or transport._tempDataBuffer)
+        transport.loseConnection()
+        self.pushed.set()
 
 
 class WriteNow(TestCase):
@@ -124,12 +150,17 @@ class WriteNow(TestCase):
 
     @inlineCallbacks
     def test_octets_keep_their_order_when_the_kernel_is_full(self) -> Any:
-        """Six megabytes in 2,000 writes to a peer that reads late: first direct, then buffered, nothing overtakes or is lost."""
-        factory = Factory.forProtocol(Pusher)
+        """Six megabytes in 2,000 writes to a peer that reads only afterwards: first direct, one in part, then buffered; nothing
+        overtakes, nothing is lost or doubled."""
+        pusher = Pusher(threading.Event())
+        factory = Factory.forProtocol(lambda: pusher)  # type: ignore[arg-type]
         port: Any = reactor.listenTCP(0, factory, interface="127.0.0.1")  # type: ignore[attr-defined]
+        port.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65537)
 
         def read() -> bytes:
             with socket.create_connection(("127.0.0.1", port.getHost().port), timeout=30) as client:
+                if not pusher.pushed.wait(30):
+                    raise AssertionError("nothing was written")
                 pieces = []
                 while piece := client.recv(65536):
                     pieces.append(piece)
@@ -139,7 +170,32 @@ class WriteNow(TestCase):
             got = yield deferToThread(read)
         finally:
             yield port.stopListening()
-        self.assertEqual(got, b"".join(b"%06d" % number * 500 for number in range(2000)))
+        self.assertTrue(pusher.was_full)
+        self.assertTrue(got == b"".join(PIECES))
+
+    def test_nothing_overtakes_what_is_buffered(self) -> None:
+        """While the transport holds anything back, or closes, or speaks TLS, the socket is not touched."""
+
+        class Untouchable:
+            def send(self, data: bytes) -> int:
+                raise AssertionError("sent past the buffer")
+
+        for attribute, value in (
+            ("dataBuffer", b"x"),
+            ("_tempDataBuffer", [b"x"]),
+            ("TLS", True),
+            ("connected", 0),
+            ("_writeDisconnecting", True),
+        ):
+            transport: Any = tcp.Server.__new__(tcp.Server)
+            transport.socket = Untouchable()
+            transport.connected = 1
+            transport._tempDataBuffer = []
+            written: list[bytes] = []
+            transport.write = written.append
+            setattr(transport, attribute, value)
+            write_now(transport, b"y")
+            self.assertEqual(written, [b"y"], attribute)
 
     def test_other_transports_are_written_to_as_usual(self) -> None:
         """Whatever is no plain TCP connection gets `write`."""

@@ -141,7 +141,7 @@ class LoopbackTests(LoopbackCase):
             each, outcome.Deferred(Reply.of(421, "4.3.2", "enough for today"), Stage.MAIL, "mx.example.com")
         )
         self.assertFalse(connection.usable)
-        self.assertTrue(connection.went_stale)
+        self.assertFalse(connection.went_stale)
         (each,) = yield connection.send(transaction())
         self.assertEqual(each.reply.enhanced, "4.4.2")
 
@@ -161,6 +161,29 @@ class LoopbackTests(LoopbackCase):
         self.assertFalse(connection.usable)
         yield connection.send(transaction())
         self.assertTrue(connection.went_stale)
+
+    @inlineCallbacks
+    def test_stale_is_only_what_was_lost_without_a_word(self) -> Any:
+        """On a used connection, and without a reply. A first transaction, a refusal, or our own giving up is none: sent
+        again at once, they would come to the same end."""
+        for verb, how, first, stale in (
+            ("MAIL", drop, "250 ok", True),
+            ("RCPT", drop, "250 ok", False),
+            ("MAIL", hang, "250 ok", False),
+        ):
+            actions = {"MAIL": [first, how]} if verb == "MAIL" else {"RCPT": [first, how]}
+            server = ScriptedServer(**actions)
+            connection = yield Deferred.fromCoroutine(self.connected(server))
+            yield connection.send(transaction())
+            sending = connection.send(transaction())
+            if how is hang:
+                sending.cancel()
+            (each,) = yield sending
+            self.assertIsInstance(each, outcome.Deferred)
+            self.assertIs(connection.went_stale, stale)
+        connection = yield Deferred.fromCoroutine(self.connected(ScriptedServer(MAIL=[drop])))
+        yield connection.send(transaction())
+        self.assertFalse(connection.went_stale)
 
     @inlineCallbacks
     def test_close_says_quit(self) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import attrs
@@ -31,7 +32,9 @@ class TLSTests(LoopbackCase):
     def setUp(self) -> None:
         super().setUp()
         self.authority = Authority()
-        self.ca_file = self.mktemp()
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.ca_file = str(Path(directory.name) / "root.pem")
         Path(self.ca_file).write_bytes(self.authority.certificate)
 
     def server(self, *names: str, authority: Authority | None = None, **script: Any) -> ScriptedServer:

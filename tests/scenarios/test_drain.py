@@ -51,7 +51,7 @@ def test_what_each_client_sees(cluster: Cluster, sink: Sink) -> None:
         assert node.ready()[0] == 503
         busy.send(b"Subject: the last one\r\n\r\n.\r\n")
         assert busy.getreply()[0] == 250
-    assert node.process.wait(DEADLINE_SECONDS) == 0
+    assert node.process.wait(DEADLINE_SECONDS) in (0, -signal.SIGTERM)
     if not sink.messages():
         # Answered 250 so late that its node was gone before it could send: it is queued, and goes out with the next.
         node.start()

@@ -73,6 +73,10 @@ def reference_content(data: bytes, normalize: bool) -> tuple[bytes, bytes | None
 
 
 @given(streams, cuts)
+@example(b"a\n" + b"x" * 40 + b"\r\nNOOP\r\n", [30])
+@example(b"x" * 18 + b"\n" + b"x" * 40 + b"\r\n", [18])
+@example(b"x" * 17 + b"\r" + b"x" * 40 + b"\r\n", [18])
+@example(b"x" * 18 + b"\r" + b"x" * 40 + b"\r\n", [19])
 def test_lines_do_not_depend_on_the_cuts(data: bytes, where: list[int]) -> None:
     """Whole, octet by octet and cut anywhere: the same lines, the same troubles, in the same order, and bounded memory."""
     whole = lines_of([data])
