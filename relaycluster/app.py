@@ -143,9 +143,8 @@ class Node(Service):
 
     def _not_started(self, failure: Failure) -> None:
         if failure.check(CannotListenError):
-            line = (
-                f"cannot listen on {failure.value.interface}:{failure.value.port}: {failure.value.socketError.strerror}"
-            )
+            error: Any = failure.value
+            line = f"cannot listen on {error.interface}:{error.port}: {error.socketError.strerror}"
         elif failure.check(QueueError, ConfigError, OSError):
             line = str(failure.value)
         else:

@@ -52,7 +52,7 @@ def node(processes: Processes, redis: RedisServer, mx: Sink, dns: FakeDNS) -> No
     common = {
         "dns": {"servers": [dns.address]},
         "destination": [{"match": ["*"], "port": mx.port}],
-        "delivery": {"tls": "none", "retry": ["1s"], "idle": "1s"},
+        "delivery": {"tls": "none", "retry": ["1s"], "idle": "1s", "messages_per_connection": 10},
     }
     return Cluster(processes, redis, common).node("node").start()
 

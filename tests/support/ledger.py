@@ -106,11 +106,12 @@ def settle(
     loads = list(loads)
     watched = list(watched)
     while True:
-        found = account(loads, sink.messages())
+        messages = sink.messages()
+        found = account(loads, messages)
         if not found.missing:
             return found
         try:
-            _wait_for_more(sink, len(found.missing), timeout_seconds, watched)
+            _wait_for_more(sink, len(messages), len(found.missing), timeout_seconds, watched)
         except AssertionError as error:
             raise AssertionError(
                 f"{len(found.missing)} of {len(found.accepted)} accepted are neither delivered nor bounced, e.g. "
@@ -118,9 +119,10 @@ def settle(
             ) from None
 
 
-def _wait_for_more(sink: Sink, wanted: int, timeout_seconds: float, watched: list[Process]) -> None:
-    """Until `wanted` further messages came, or some did and then none for a moment. Raises when none came at all."""
-    start = last = len(sink.messages())
+def _wait_for_more(sink: Sink, start: int, wanted: int, timeout_seconds: float, watched: list[Process]) -> None:
+    """Until `wanted` messages came beyond the `start` that were there, or some did and then none for a moment. Raises when none
+    came at all."""
+    last = start
     wait_until(lambda: len(sink.messages()) > start, "a further message", timeout_seconds, watched=watched)
     while last < (now := len(sink.messages())) < start + wanted:
         last = now
