@@ -25,7 +25,7 @@ from twisted.python.failure import Failure
 from relaycluster import __version__, events
 from relaycluster.config import Config, ConfigError, load, warnings
 from relaycluster.events import EventLog
-from relaycluster.interfaces import QueueError
+from relaycluster.interfaces import QueueError, QueueFull
 from relaycluster.metrics import Metrics
 from relaycluster.net import outbound
 from relaycluster.net.dns_client import ClientSettings
@@ -271,6 +271,10 @@ class Node(Service):
         self._sessions = InboundSessions(_session_limits(config))
         self._edge: Edge | None = None
         self._site = MachineSite(reactor, registry, self._gate.reasons)
+        redis.factory.observe = metrics.redis_observed
+        redis.factory.failed = lambda error: metrics.redis_errors[
+            "full" if isinstance(error, QueueFull) else "other"
+        ].inc()
         redis.on_ready = self._redis_ready
         redis.on_lost = self._redis_lost
         redis.on_refused = self._redis_refused

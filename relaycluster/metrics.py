@@ -298,6 +298,10 @@ class Metrics(Collector):
         """A recipient was attempted; `code` of the remote reply, 0 when there was none."""
         self._attempts[result, _CODE_CLASSES.get(code // 100, "none")].value += 1
 
+    def redis_observed(self, operation: str, seconds: float) -> None:
+        """One operation had its answer after so long."""
+        (self._redis.get(operation) or self._redis["other"]).observe(seconds)
+
     def redis_seconds(self, operation: str) -> Spread:
         """The histogram of one operation, to be kept by who observes; an unknown operation is `other`."""
         return self._redis.get(operation) or self._redis["other"]

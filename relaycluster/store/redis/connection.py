@@ -33,6 +33,10 @@ REPLY_TIMEOUT_SECONDS = 10.0
 MOST_RETRY_SECONDS = 1.0
 
 
+Pending = deque[tuple[Deferred[Any], float, str]]
+"""Requests without an answer: who waits, since when, for which operation."""
+
+
 class RedisRefused(QueueError):
     """Redis answered, but it is not what the queue needs: the text names the setting and the fix."""
 
@@ -70,7 +74,7 @@ class LeanProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
         super().__init__(charset=None, convertNumbers=False)
         self._reader = hiredis.Reader(protocolError=QueueUnavailable, replyError=_error)
         self._clock = clock
-        self._pending: deque[tuple[Deferred[Reply], float]] = deque()
+        self._pending: Pending = deque()
         self._deadline: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
@@ -80,11 +84,11 @@ class LeanProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
         self._deadline = self._clock.callLater(1.0, self._check_deadline)
         self.factory.made(self)
 
-    def request(self, *arguments: Argument) -> Deferred[Reply]:
-        """Send one command; the Deferred fires with the reply, or fails with a `QueueError`."""
+    def request(self, *arguments: Argument, operation: str = "other") -> Deferred[Reply]:
+        """Send one command; the Deferred fires with the reply, or fails with a `QueueError`. `operation` names it for the metrics."""
         data = _pack_command(arguments)
         result: Deferred[Reply] = Deferred()
-        self._pending.append((result, self._clock.seconds()))
+        self._pending.append((result, self._clock.seconds(), operation))
         self.transport.write(data)
         return result
 
@@ -100,11 +104,14 @@ class LeanProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
         except QueueUnavailable:  # the stream is not RESP
             self.transport.abortConnection()
 
-    def _answer(self, pending: deque[tuple[Deferred[Reply], float]], reply: Reply) -> None:
+    def _answer(self, pending: Pending, reply: Reply) -> None:
+        result, sent, operation = pending.popleft()
+        self.factory.observe(operation, self._clock.seconds() - sent)
         if isinstance(reply, Exception):
-            pending.popleft()[0].errback(Failure(reply))
+            self.factory.failed(reply)
+            result.errback(Failure(reply))
         else:
-            pending.popleft()[0].callback(reply)
+            result.callback(reply)
 
     def _check_deadline(self) -> None:
         """One timer for all: only the oldest request can be late."""
@@ -116,7 +123,7 @@ class LeanProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
         pending, self._pending = self._pending, deque()
-        for result, _ in pending:
+        for result, _, _ in pending:
             result.errback(Failure(QueueUnavailable("the connection to Redis was lost")))
         self.factory.lost(self)
 
@@ -124,7 +131,7 @@ class LeanProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
 class SubscribedProtocol(LeanProtocol):
     """A connection that listens: pushes go to the factory's `on_message`, the rest are replies."""
 
-    def _answer(self, pending: deque[tuple[Deferred[Reply], float]], reply: Reply) -> None:
+    def _answer(self, pending: Pending, reply: Reply) -> None:
         if isinstance(reply, list) and reply and reply[0] == b"message":
             self.factory.on_message(reply[1], reply[2])
         elif pending:
@@ -147,6 +154,8 @@ class LeanFactory(Factory):
         self._clock = clock
         self.made = made
         self.lost = lost
+        self.observe: Callable[[str, float], None] = lambda _operation, _seconds: None
+        self.failed: Callable[[Exception], None] = lambda _error: None
         self.on_message: Callable[[bytes, bytes], None] = lambda _channel, _message: None
 
     def buildProtocol(self, addr: object) -> LeanProtocol:
@@ -264,7 +273,7 @@ class RedisConnection:
         usable = self._usable
         if usable is None:
             return fail(QueueUnavailable(self.refusal))
-        result = usable.request(b"EVALSHA", script.digest, 1, tag, *arguments)
+        result = usable.request(b"EVALSHA", script.digest, 1, tag, *arguments, operation=script.name)
         return result.addErrback(self._load_and_run, script, tag, arguments)
 
     def _load_and_run(self, failure: Failure, script: Script, tag: bytes, arguments: Sequence[Argument]) -> Any:
