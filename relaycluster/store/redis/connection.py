@@ -26,14 +26,19 @@ from relaycluster.store.redis.scripts import Script
 Argument = bytes | str | int | float
 Reply = Any  # bytes, int, None, a list of these, or a QueueError inside of a list
 
+
+def pack(*arguments: Argument) -> bytes:
+    """A command as it goes over the wire, for `request_all`."""
+    return _pack_command(arguments)
+
+
 _pack_command: Callable[[tuple[Argument, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
-CONNECT_TIMEOUT_SECONDS = 5.0
 REPLY_TIMEOUT_SECONDS = 10.0
 MOST_RETRY_SECONDS = 1.0
 
 
-Pending = deque[tuple[Deferred[Any], float, str]]
+Pending = deque[tuple[Any, float, str]]
 """Requests without an answer: who waits, since when, for which operation."""
 
 
@@ -65,6 +70,27 @@ class Credentials:
         return f"Credentials(username={self.username!r})"
 
 
+class _Gathered:
+    """Stands in for the Deferreds of many requests: one list of their replies, for one Deferred."""
+
+    __slots__ = ("_count", "_replies", "_result")
+
+    def __init__(self, count: int, result: Deferred[list[Reply]]) -> None:
+        self._count = count
+        self._replies: list[Reply] = []
+        self._result = result
+
+    def callback(self, reply: Reply) -> None:
+        self._replies.append(reply)
+        if len(self._replies) == self._count and not self._result.called:
+            self._result.callback(self._replies)
+
+    def errback(self, failure: Failure) -> None:
+        self._replies.append(None)
+        if not self._result.called:
+            self._result.errback(failure)
+
+
 class LeanProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
     """Requests go out as they come, replies come in the same order."""
 
@@ -89,6 +115,16 @@ class LeanProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
         data = _pack_command(arguments)
         result: Deferred[Reply] = Deferred()
         self._pending.append((result, self._clock.seconds(), operation))
+        self.transport.write(data)
+        return result
+
+    def request_all(self, data: bytes, count: int, operation: str) -> Deferred[list[Reply]]:
+        """Send `count` commands that are packed already; fires with all replies, or fails with the first error."""
+        result: Deferred[list[Reply]] = Deferred()
+        if not count:
+            result.callback([])
+            return result
+        self._pending.extend([(_Gathered(count, result), self._clock.seconds(), operation)] * count)
         self.transport.write(data)
         return result
 
@@ -267,6 +303,12 @@ class RedisConnection:
         if self._usable is None:
             return fail(QueueUnavailable(self.refusal))
         return self._usable.request(*arguments)
+
+    def request_all(self, commands: Sequence[bytes], operation: str) -> Deferred[list[Reply]]:
+        """Many commands, each made by `pack`; fires with all replies, or fails with the first error."""
+        if self._usable is None:
+            return fail(QueueUnavailable(self.refusal))
+        return self._usable.request_all(b"".join(commands), len(commands), operation)
 
     def run(self, script: Script, tag: bytes, *arguments: Argument) -> Deferred[Reply]:
         """One transition on the keys of a tag."""

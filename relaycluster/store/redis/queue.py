@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from attrs import frozen
-from twisted.internet.defer import Deferred, gatherResults, succeed
+from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from relaycluster.interfaces import (
@@ -24,7 +25,7 @@ from relaycluster.policy.cluster import Ownership, Snapshot
 from relaycluster.policy.ring import partition_of
 from relaycluster.store.redis import codec, keys
 from relaycluster.store.redis.checks import parse_info
-from relaycluster.store.redis.connection import RedisConnection
+from relaycluster.store.redis.connection import RedisConnection, pack
 from relaycluster.store.redis.scripts import script
 
 CHUNK_TTL_SECONDS = 3600
@@ -33,7 +34,6 @@ BODY_WITH_CLAIM = 256 * 1024
 """Larger heads do not come along with a claim."""
 MOST_POLLED = 50
 """So many domains of a partition are looked at in one poll."""
-OLDEST_LOOKED_AT = 1
 
 
 @frozen
@@ -349,12 +349,7 @@ class RedisQueue:
         return self._redis.run(script("pause"), tag, self._offset_ms, owner.text, domain, delay_ms)
 
     def due(self, partitions: Sequence[int]) -> Deferred[Sequence[tuple[int, str, int]]]:
-        asked = [
-            self._redis.request(
-                b"ZRANGE", keys.key(keys.partition_tag(partition), "INDEX"), 0, MOST_POLLED - 1, b"WITHSCORES"
-            )
-            for partition in partitions
-        ]
+        commands = [_poll_command(partition) for partition in partitions]
 
         def read(answers: list[list[bytes]]) -> Sequence[tuple[int, str, int]]:
             return [
@@ -364,7 +359,7 @@ class RedisQueue:
                 for domain, score in zip(answer[::2], answer[1::2], strict=True)
             ]
 
-        return _together(asked).addCallback(read)
+        return self._redis.request_all(commands, "due").addCallback(read)
 
     def sweep(self, owner: Ownership, older_than_ms: int) -> Deferred[int]:
         return Deferred.fromCoroutine(self._sweep(owner.partition, older_than_ms))
@@ -404,17 +399,8 @@ class RedisQueue:
         return Deferred.fromCoroutine(self._tally(partitions))
 
     async def _tally(self, partitions: Sequence[int]) -> Tally:
-        asked: list[Deferred[Any]] = []
-        for partition in partitions:
-            tag = keys.partition_tag(partition)
-            asked += [
-                self._redis.request(b"HMGET", keys.key(tag, "COUNTS"), b"waiting", b"bytes"),
-                self._redis.request(b"HLEN", keys.key(tag, "LEASED")),
-                self._redis.request(b"ZCARD", keys.key(tag, "HELD")),
-                self._redis.request(b"ZREVRANGE", keys.key(tag, "BACKLOG"), 0, MOST_POLLED - 1, b"WITHSCORES"),
-                self._redis.request(b"ZRANGE", keys.key(tag, "INDEX"), 0, 0, b"WITHSCORES"),
-            ]
-        answers = await _together(asked)
+        commands = [_tally_commands(partition) for partition in partitions]
+        answers = await self._redis.request_all([each for some in commands for each in some], "tally")
         waiting = octets = leased = held = 0
         oldest = 0
         now = self.now_ms()
@@ -434,7 +420,7 @@ class RedisQueue:
     async def _ready(self, domains: Sequence[tuple[str, int]], now: int) -> int:
         """Of the largest backlogs, how many items are due by now."""
         asked = [
-            self._redis.request(
+            pack(
                 b"ZCOUNT",
                 keys.key(
                     keys.partition_tag(partition_of(domain, self.partitions)),
@@ -447,15 +433,23 @@ class RedisQueue:
             for domain, _ in domains
             for message_class in range(3)
         ]
-        return sum(await _together(asked))
+        return sum(await self._redis.request_all(asked, "tally"))
 
 
-def _together(asked: Sequence[Deferred[Any]]) -> Deferred[list[Any]]:
-    """All answers, or the first failure as it is."""
-    if not asked:
-        return succeed([])
+@cache
+def _poll_command(partition: int) -> bytes:
+    """What the poll asks of a partition: packed once, asked each second."""
+    name = keys.key(keys.partition_tag(partition), "INDEX")
+    return pack(b"ZRANGE", name, 0, MOST_POLLED - 1, b"WITHSCORES")
 
-    def unwrap(failure: Any) -> Any:
-        return failure.value.subFailure
 
-    return gatherResults(asked, consumeErrors=True).addErrback(unwrap)
+@cache
+def _tally_commands(partition: int) -> tuple[bytes, ...]:
+    tag = keys.partition_tag(partition)
+    return (
+        pack(b"HMGET", keys.key(tag, "COUNTS"), b"waiting", b"bytes"),
+        pack(b"HLEN", keys.key(tag, "LEASED")),
+        pack(b"ZCARD", keys.key(tag, "HELD")),
+        pack(b"ZREVRANGE", keys.key(tag, "BACKLOG"), 0, MOST_POLLED - 1, b"WITHSCORES"),
+        pack(b"ZRANGE", keys.key(tag, "INDEX"), 0, 0, b"WITHSCORES"),
+    )
