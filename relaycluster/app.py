@@ -69,6 +69,7 @@ reactor.seconds = time.monotonic
 START_SECONDS = 15.0
 """So long a node waits for Redis when it starts; then it says why not and ends."""
 BACKLOG = 1024
+REVIVE_SECONDS = 0.5
 
 
 class StateDirectory:
@@ -212,11 +213,9 @@ class Node(Service):
         config = self._config
         target = config.redis.target
         endpoint: IStreamClientEndpoint
-        durable = config.redis.durability == "fsync"
         if target.kind == "embedded":
-            self._redis_server = embedded.start(self._state.path, durable, config.redis.maxmemory or 0)
             self._redis_target = "embedded"
-            endpoint = UNIXClientEndpoint(reactor, self._redis_server.socket_path)
+            endpoint = UNIXClientEndpoint(reactor, self._start_embedded().socket_path)
         elif target.kind == "unix":
             self._redis_target = f"unix://{target.path}"
             endpoint = UNIXClientEndpoint(reactor, target.path)
@@ -462,6 +461,22 @@ class Node(Service):
     def _redis_lost(self) -> None:
         self._metrics.redis_errors["connection"].inc()
         self.log.emit(events.RedisLost(self._redis_target, self._redis.refusal))
+        if self._redis_server is not None:
+            reactor.callLater(REVIVE_SECONDS, self._revive)
+
+    def _revive(self) -> None:
+        """Our own Redis died under us: its append-only file has everything, so start it again."""
+        if self._stopping or self._redis.ready or self._redis_server is None:
+            return
+        if not self._redis_server.alive():
+            self.log.emit(events.Warning("the embedded Redis has ended; it is started again", "redis"))
+            self._start_embedded()
+        reactor.callLater(REVIVE_SECONDS, self._revive)
+
+    def _start_embedded(self) -> embedded.EmbeddedRedis:
+        redis = self._config.redis
+        self._redis_server = embedded.start(self._state.path, redis.durability == "fsync", redis.maxmemory or 0)
+        return self._redis_server
 
     def _redis_refused(self, reason: str) -> None:
         self._metrics.redis_errors["refused"].inc()

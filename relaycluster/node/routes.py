@@ -10,7 +10,6 @@ from attrs import frozen
 from relaycluster.interfaces import IMXResolver
 from relaycluster.mail.outcome import Deferred as DeferredOutcome
 from relaycluster.mail.outcome import Failed, Stage
-from relaycluster.mail.reply import Reply
 from relaycluster.net.outbound import Target
 from relaycluster.policy import routing, trouble
 from relaycluster.policy.routing import (
@@ -44,11 +43,7 @@ class NoRoute:
 
 
 def _trouble(kind: LocalTrouble, detail: str = "") -> NoRoute:
-    outcome = trouble.judge_local(Stage.ROUTING, kind).outcome
-    if detail:
-        reply = Reply(outcome.reply.code, outcome.reply.enhanced, (f"{' '.join(outcome.reply.lines)} ({detail})",))
-        outcome = Failed(reply, Stage.ROUTING) if isinstance(outcome, Failed) else DeferredOutcome(reply, Stage.ROUTING)
-    return NoRoute(outcome)
+    return NoRoute(trouble.judge_local(Stage.ROUTING, kind, detail=detail).outcome)
 
 
 class Routes:
@@ -93,11 +88,13 @@ class Routes:
         targets: list[Target] = []
         reason = ""
         policy = TLSPolicy(settings.tls)
-        for host, port in hosts:
-            if routing.is_address(host):
+        # All are asked at once: ten silent name servers cost the time of one.
+        asked = [None if routing.is_address(host) else self._resolver.addresses(host) for host, _ in hosts]
+        for (host, port), lookup in zip(hosts, asked, strict=True):
+            if lookup is None:
                 found: Sequence[str] = (host,)
             else:
-                answer = await self._resolver.addresses(host)
+                answer = await lookup
                 if isinstance(answer, Addresses):
                     found = routing.order_addresses(answer.addresses, self._shuffle)
                     ttl_seconds = min(ttl_seconds, answer.ttl_seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.ledger import settle
+from tests.support.ledger import account, settle
 from tests.support.load import Load, over_domains
 from tests.support.nodes import Cluster, smarthost
 from tests.support.processes import Processes, processes_of, wait_until
@@ -21,8 +21,12 @@ def test_killed_and_restarted(cluster: Cluster, sink: Sink) -> None:
     node.kill()
     sink.rules()
     node.start()
-    found = settle([load], sink, watched=[node.process])
-    assert {load_id for load_id, _ in found.duplicates} >= in_flight
+    settle([load], sink, watched=[node.process])
+    found = wait_until(
+        lambda: (it := account([load], sink.messages())) and {one for one, _ in it.duplicates} >= in_flight and it,
+        "what was in flight is sent again",
+        watched=[node.process],
+    )
     assert not found.unmarked(cluster.marked()), found.explain(found.unmarked(cluster.marked()))
 
 
