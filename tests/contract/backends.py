@@ -27,10 +27,10 @@ PARTITIONS = 16
 class MemoryBackend:
     """The reference implementation."""
 
-    def __init__(self) -> None:
+    def __init__(self, partitions: int = PARTITIONS, deaths_that_hold: int = 5) -> None:
         self._now = 1_700_000_000_000
-        self.cluster = MemoryCluster(lambda: self._now, PARTITIONS)
-        self.queue = MemoryQueue(self.cluster)
+        self.cluster = MemoryCluster(lambda: self._now, partitions)
+        self.queue = MemoryQueue(self.cluster, deaths_that_hold=deaths_that_hold)
         self.membership = MemoryMembership(self.cluster)
         self.throttle = MemoryThrottle(self.cluster)
 
@@ -63,7 +63,8 @@ class MemoryBackend:
 class RedisBackend:
     """A real server; the database is emptied for each test."""
 
-    def __init__(self, major: int) -> None:
+    def __init__(self, major: int, partitions: int = PARTITIONS, deaths_that_hold: int = 5) -> None:
+        self.partitions = partitions
         server = server_for(major)
         if server is None:
             raise SkipTest(f"no Redis {major} server on this machine")
@@ -75,7 +76,9 @@ class RedisBackend:
         self.redis = RedisConnection(reactor, endpoint, Credentials(), approve)
         self._offset = 0
         self.queue = RedisQueue(
-            self.redis, QueueSettings(partitions=PARTITIONS), lambda: int(time.time_ns() // 1_000_000)
+            self.redis,
+            QueueSettings(partitions=partitions, deaths_that_hold=deaths_that_hold),
+            lambda: int(time.time_ns() // 1_000_000),
         )
         self.membership = RedisMembership(self.redis, LeaseSettings())
         self.throttle = RedisThrottle(self.redis)
@@ -85,7 +88,7 @@ class RedisBackend:
         await self.redis.when_ready()
         await self.redis.request("CONFIG", "SET", "maxmemory", 0)
         await self.redis.request("FLUSHALL")
-        await found(self.redis, PARTITIONS, "test")
+        await found(self.redis, self.partitions, "test")
 
     async def stop(self) -> None:
         await self.redis.stop()
@@ -105,7 +108,7 @@ class RedisBackend:
     async def violations(self) -> list[str]:
         """What docs/design/queue.md calls a bug: a combination that no state has, or an index that disagrees."""
         found_bugs: list[str] = []
-        for partition in range(PARTITIONS):
+        for partition in range(self.partitions):
             tag = keys.partition_tag(partition)
 
             def name(suffix: str, rest: bytes = b"", tag: bytes = tag) -> bytes:
