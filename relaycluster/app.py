@@ -37,11 +37,11 @@ from relaycluster.net.pool import ConnectionPool
 from relaycluster.net.resolver import Resolver, system_servers
 from relaycluster.net.tls import ClientTLS
 from relaycluster.node.access import Access
+from relaycluster.node.crowd import Crowd, LimitReached
 from relaycluster.node.delivery import Delivery
 from relaycluster.node.edge import Edge, EdgeSettings
 from relaycluster.node.gate import Gate
 from relaycluster.node.janitor import Janitor, Lag, Room
-from relaycluster.node.lane import Crowd, LimitReached
 from relaycluster.node.limits import ConnectionLimits
 from relaycluster.node.membership import Heart
 from relaycluster.node.observer import Observer

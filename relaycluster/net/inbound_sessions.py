@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from attrs import field, frozen
 from twisted.internet.defer import Deferred
 
 from relaycluster.mail.reply import Reply
-
-if TYPE_CHECKING:
-    from relaycluster.net.inbound import InboundProtocol
 
 
 @frozen
@@ -67,6 +64,16 @@ _TOO_MANY_OF_CLIENT: Final = Refusal(
 )
 
 
+class OpenSession(Protocol):
+    """A session as this module sees it."""
+
+    def drain(self) -> None:
+        """Close with 421 as soon as no transaction is open."""
+
+    def abandon(self) -> None:
+        """Close with 421 now."""
+
+
 class InboundSessions:
     """The sessions of all listeners of the process; one object, given to every `InboundFactory`."""
 
@@ -75,7 +82,7 @@ class InboundSessions:
         self.connections = 0
         self.draining = False
         self._by_client: dict[str, int] = {}
-        self._sessions: set[InboundProtocol] = set()
+        self._sessions: set[OpenSession] = set()
         self._waiting: list[Deferred[None]] = []
         self._numbers = count(1)
 
@@ -87,7 +94,7 @@ class InboundSessions:
         """An id for a new session, short and unique within the process's life."""
         return f"{next(self._numbers):x}"
 
-    def admit(self, session: InboundProtocol, client: str) -> Refusal | None:
+    def admit(self, session: OpenSession, client: str) -> Refusal | None:
         """Count a new connection in, or say why it is turned away."""
         if self.draining:
             return DRAINING
@@ -110,7 +117,7 @@ class InboundSessions:
         else:
             del self._by_client[client]
 
-    def over(self, session: InboundProtocol) -> None:
+    def over(self, session: OpenSession) -> None:
         """Nothing of the session is left."""
         self._sessions.discard(session)
         self._tell_if_gone()

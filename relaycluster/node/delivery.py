@@ -11,8 +11,10 @@ from relaycluster.interfaces import IQueue, IThrottle
 from relaycluster.mail.item import Claim
 from relaycluster.metrics import Metrics
 from relaycluster.net.pool import ConnectionPool
-from relaycluster.node.lane import Crowd, Lane, Means
+from relaycluster.node.crowd import Crowd
+from relaycluster.node.lane import Lane
 from relaycluster.node.limits import Pace
+from relaycluster.node.means import Means
 from relaycluster.node.membership import Heart
 from relaycluster.node.partitions import Partitions
 from relaycluster.node.routes import Routes

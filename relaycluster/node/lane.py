@@ -7,27 +7,25 @@ A claim is in one of three places: `waiting` for a connection, being sent, or on
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import evolve
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall
 
 from relaycluster import events
-from relaycluster.events import EventLog
-from relaycluster.interfaces import IQueue, NotOwner, QueueError
+from relaycluster.interfaces import NotOwner, QueueError
 from relaycluster.mail import outcome
 from relaycluster.mail.address import Address
 from relaycluster.mail.item import Claim
 from relaycluster.mail.outcome import Outcome, Stage
-from relaycluster.metrics import Metrics
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, Target
-from relaycluster.net.pool import ConnectionPool
 from relaycluster.node.content import head_of, in_seven_bits, pieces
-from relaycluster.node.limits import SLOT_GRACE_SECONDS, Pace
-from relaycluster.node.routes import NoRoute, Route, Routes
-from relaycluster.node.settle import Settlement
+from relaycluster.node.crowd import LimitReached
+from relaycluster.node.limits import SLOT_GRACE_SECONDS
+from relaycluster.node.means import Means
+from relaycluster.node.routes import NoRoute, Route
 from relaycluster.policy import trouble
 from relaycluster.policy.cluster import Ownership
 from relaycluster.policy.routing import DestinationSettings
@@ -44,62 +42,6 @@ CROWDED_SECONDS = 1.0
 """How long to wait when the cluster's other connections leave no room for ours."""
 MOST_WAITING_DIRECT = 4
 """So many messages may wait for a connection before new ones are queued instead of leased directly."""
-
-
-class LimitReached(Exception):
-    """The cluster's connections to this destination are all in use."""
-
-
-@frozen
-class Means:
-    """What every lane works with. `valid` tells whether the node's lease is proven; `owner_of` gives the ownership of a
-    partition while it may be used; `number` counts claims; `pace` gives the pace of a limited destination; `lost` is told of an
-    ownership that the queue does not know any more; `taken` is told of each claim; `draining` whether to claim nothing more."""
-
-    clock: IReactorTime
-    queue: IQueue
-    pool: ConnectionPool
-    routes: Routes
-    settlement: Settlement
-    metrics: Metrics
-    log: EventLog
-    valid: Callable[[], bool]
-    owner_of: Callable[[int], Ownership | None]
-    number: Callable[[], int]
-    pace: Callable[[str, DestinationSettings], Pace | None]
-    lost: Callable[[Ownership], None]
-    taken: Callable[[Claim], None]
-    crowd: Crowd
-    draining: Callable[[], bool]
-
-
-class Crowd:
-    """Lanes that wait for a connection of a limit that this process has used up. `open` tells how many it has."""
-
-    def __init__(self, open_connections: Callable[[str], int]) -> None:
-        self._open = open_connections
-        self._lanes: dict[str, dict[Lane, None]] = {}
-
-    def wait(self, limit: str, lane: Lane) -> bool:
-        """Stand in line. False when this process has no connection that could become free."""
-        if not self._open(limit):
-            return False
-        self._lanes.setdefault(limit, {})[lane] = None
-        return True
-
-    def waits(self, limit: str) -> bool:
-        """Whether somebody stands in line."""
-        return limit in self._lanes
-
-    def freed(self, limit: str) -> None:
-        """A connection is free, or gone: the first in line may look."""
-        lanes = self._lanes.get(limit)
-        if lanes:
-            lane = next(iter(lanes))
-            del lanes[lane]
-            if not lanes:
-                del self._lanes[limit]
-            lane.pump()
 
 
 class Lane:
