@@ -89,6 +89,10 @@ class QueueFull(QueueError):
     """The store refuses to grow (`maxmemory`). Nothing was written."""
 
 
+class ContentMissing(QueueError):
+    """An item's content is not in the store."""
+
+
 class NotOwner(QueueError):
     """The partition belongs to somebody else by now: look at the membership, claim nothing."""
 
@@ -115,6 +119,9 @@ class IQueue(Interface):
     def put_chunk(partition: int, message_id: str, number: int, data: bytes) -> Deferred[None]:
         """Write a piece of a large content ahead of its enqueue; it vanishes by itself when none follows."""
 
+    def drop_chunks(partition: int, message_id: str, chunks: int) -> Deferred[None]:
+        """The message will not be queued: its pieces go."""
+
     def enqueue(item: Item, content: bytes, lease: tuple[Ownership, int] | None) -> Deferred[Claim | None]:
         """The item exists, durably, when this fires. With `lease` (an ownership and a claim number), the item may go straight
         into the caller's hands: then the claim is the result. `content` is the head; empty when it lies at home.
@@ -136,8 +143,14 @@ class IQueue(Interface):
         """Up to `limit` due items of the domain, most urgent first, oldest first. Claim numbers count up from `number`.
         Fails with `NotOwner`."""
 
+    def unclaim(owner: Ownership, number: int, limit: int) -> Deferred[None]:
+        """A `claim` with this first number and limit had no answer: what it took waits again, as it did."""
+
+    def set_aside(claim: Claim) -> Deferred[Settled]:
+        """Hold an item that cannot be sent for the operator."""
+
     def content(item: Item, chunk: int) -> Deferred[bytes]:
-        """A piece of the item's content: 0 is the head."""
+        """A piece of the item's content: 0 is the head. Fails with `ContentMissing`."""
 
     def finish(claim: Claim, delivered: bool, notice: Notice | None) -> Deferred[Settled]:
         """No recipient is left: the item is settled, and `notice` owed. `delivered` when all recipients got it: that is recorded

@@ -143,6 +143,21 @@ class Partition:
             claims.append(Claim(item, self.number, token.encode(), self.bodies.get(item_id), notes))
         return claims
 
+    def unclaim(self, owner: Ownership, number: int, limit: int) -> None:
+        """leased → waiting, as they were, for a claim without an answer."""
+        for item_id, token in list(self.leased.items()):
+            mine = (token.incarnation, token.fence) == (owner.incarnation, owner.fence)
+            if mine and number <= token.number < number + limit:
+                self.waiting[item_id] = self.leased.pop(item_id).due_ms
+
+    def set_aside(self, claim: Claim, now_ms: int) -> str:
+        """leased → held."""
+        if not self.holds(claim):
+            return "stale"
+        del self.leased[claim.item.id]
+        self.held[claim.item.id] = now_ms
+        return "done"
+
     def holds(self, claim: Claim) -> bool:
         """Whether the claim's token is the item's."""
         token = self.leased.get(claim.item.id)

@@ -14,12 +14,12 @@ from twisted.internet.defer import Deferred, execute
 from zope.interface import implementer
 
 from relaycluster.interfaces import (
+    ContentMissing,
     IMembership,
     IQueue,
     IThrottle,
     NameTaken,
     NotOwner,
-    QueueError,
     QueueFull,
     QueueUnavailable,
     Recovered,
@@ -84,6 +84,15 @@ class MemoryQueue:
         place = self._cluster.partitions[partition]
         return self._cluster.answer(lambda: place.chunks.__setitem__((message_id, number), data), grows=True)
 
+    def drop_chunks(self, partition: int, message_id: str, chunks: int) -> Deferred[None]:
+        place = self._cluster.partitions[partition]
+
+        def transition() -> None:
+            for number in range(1, chunks + 1):
+                place.chunks.pop((message_id, number), None)
+
+        return self._cluster.answer(transition)
+
     def enqueue(self, item: Item, content: bytes, lease: tuple[Ownership, int] | None) -> Deferred[Claim | None]:
         place = self._of(item.domain)
 
@@ -138,6 +147,13 @@ class MemoryQueue:
     def _owned(self, owner: Ownership) -> Partition:
         return self._cluster.partitions[owner.partition]
 
+    def unclaim(self, owner: Ownership, number: int, limit: int) -> Deferred[None]:
+        return self._cluster.answer(lambda: self._owned(owner).unclaim(owner, number, limit))
+
+    def set_aside(self, claim: Claim) -> Deferred[Settled]:
+        place = self._cluster.partitions[claim.partition]
+        return self._cluster.answer(lambda: Settled(place.set_aside(claim, self.now_ms())))
+
     def content(self, item: Item, chunk: int) -> Deferred[bytes]:
         home = item.home >= 0
         place = self._cluster.partitions[item.home] if home else self._of(item.domain)
@@ -146,7 +162,7 @@ class MemoryQueue:
         def read() -> bytes:
             found = place.chunks.get((name, chunk)) if chunk else place.bodies.get(name)
             if found is None:
-                raise QueueError(f"the content of {item.id} is not there (piece {chunk} of {item.chunks})")
+                raise ContentMissing(f"the content of {item.id} is not there (piece {chunk} of {item.chunks})")
             return found
 
         return self._cluster.answer(read)

@@ -198,6 +198,32 @@ class QueueContract:
         claims = await self.queue.claim(owner, "example.com", 5, 3)
         self.assertEqual([claim.item for claim in claims], [first.item, second.item])
 
+    async def test_a_claim_without_an_answer(self) -> None:
+        """What it took waits again as before; other claims of the same owner are left alone, and repeating it changes nothing."""
+        owner = await self.own()
+        for number in (1, 2, 3):
+            await self.queue.enqueue(an_item(number), b"x", None)
+            await self.backend.advance(5)
+        (kept,) = await self.queue.claim(owner, "example.com", 1, 64)
+        await self.queue.claim(owner, "example.com", 2, 128)
+        for _ in range(2):
+            await self.queue.unclaim(owner, 128, 2)
+        await self.sound()
+        claims = await self.queue.claim(owner, "example.com", 5, 192)
+        self.assertEqual([claim.item.id for claim in claims], [an_item(2).id, an_item(3).id])
+        self.assertEqual(await self.queue.finish(kept, True, None), Settled.DONE)
+
+    async def test_set_aside(self) -> None:
+        """What cannot be sent is held for the operator, once."""
+        owner = await self.own()
+        await self.queue.enqueue(an_item(), b"x", None)
+        claim = await self.claim_one(owner)
+        self.assertEqual(await self.queue.set_aside(claim), Settled.DONE)
+        self.assertEqual(await self.queue.set_aside(claim), Settled.STALE)
+        self.assertEqual(await self.queue.claim(owner, "example.com", 5, 192), [])
+        self.assertEqual((await self.queue.tally(range(PARTITIONS))).held, 1)
+        await self.sound()
+
     async def test_settling_is_idempotent(self) -> None:
         """After a lost answer the holder repeats: finish is done, and nothing else is accepted any more."""
         await self.queue.enqueue(an_item(), b"x", None)

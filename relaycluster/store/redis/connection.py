@@ -102,6 +102,7 @@ class LeanProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
         self._clock = clock
         self._pending: Pending = deque()
         self._deadline: IDelayedCall | None = None
+        self._closed = False
 
     def connectionMade(self) -> None:
         transport = self.transport
@@ -112,6 +113,8 @@ class LeanProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
 
     def request(self, *arguments: Argument, operation: str = "other") -> Deferred[Reply]:
         """Send one command; the Deferred fires with the reply, or fails with a `QueueError`. `operation` names it for the metrics."""
+        if self._closed:
+            return fail(QueueUnavailable("the connection to Redis was lost"))
         data = _pack_command(arguments)
         result: Deferred[Reply] = Deferred()
         self._pending.append((result, self._clock.seconds(), operation))
@@ -120,6 +123,8 @@ class LeanProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
 
     def request_all(self, data: bytes, count: int, operation: str) -> Deferred[list[Reply]]:
         """Send `count` commands that are packed already; fires with all replies, or fails with the first error."""
+        if self._closed:
+            return fail(QueueUnavailable("the connection to Redis was lost"))
         result: Deferred[list[Reply]] = Deferred()
         if not count:
             result.callback([])
@@ -158,10 +163,12 @@ class LeanProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
     def connectionLost(self, why: Failure) -> None:
         if self._deadline is not None and self._deadline.active():
             self._deadline.cancel()
+        # First nobody may use it any more: who hears of the loss may ask again at once.
+        self._closed = True
+        self.factory.lost(self)
         pending, self._pending = self._pending, deque()
         for result, _, _ in pending:
             result.errback(Failure(QueueUnavailable("the connection to Redis was lost")))
-        self.factory.lost(self)
 
 
 class SubscribedProtocol(LeanProtocol):

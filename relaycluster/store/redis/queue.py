@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from relaycluster.interfaces import (
+    ContentMissing,
     IQueue,
     NotOwner,
     QueueError,
@@ -76,6 +77,7 @@ class RedisQueue:
         self._offset_ms = b"0"
         self._ahead_ms = 0
         self.partitions = settings.partitions
+        self.on_unreadable: Callable[[str, str], None] = lambda _identifier, _reason: None
         self._enqueue = script("enqueue")
         self._finish = script("finish")
         self._grace = b"%d" % settings.grace_ms
@@ -97,6 +99,11 @@ class RedisQueue:
     def put_chunk(self, partition: int, message_id: str, number: int, data: bytes) -> Deferred[None]:
         name = keys.key(keys.partition_tag(partition), "BODY", b"%s:%d" % (message_id.encode(), number))
         return self._redis.request(b"SET", name, codec.pack_content(data), b"EX", CHUNK_TTL_SECONDS)
+
+    def drop_chunks(self, partition: int, message_id: str, chunks: int) -> Deferred[None]:
+        tag, name = keys.partition_tag(partition), message_id.encode()
+        names = [keys.key(tag, "BODY", b"%s:%d" % (name, number)) for number in range(1, chunks + 1)]
+        return self._redis.request(b"DEL", *names)
 
     def enqueue(self, item: Item, content: bytes, lease: tuple[Ownership, int] | None) -> Deferred[Claim | None]:
         partition = partition_of(item.domain, self.partitions)
@@ -182,7 +189,10 @@ class RedisQueue:
             parts = await self._redis.request(b"SMEMBERS", keys.key(tag, "PARTS", message))
             left = {part.split(b":")[0] for part in parts}
             # A part that is not in the set any more was settled: never queue it again.
-            result.append([item for item in codec.unpack_items(record) if _part(item) in left])
+            try:
+                result.append([item for item in codec.unpack_items(record) if _part(item) in left])
+            except Exception as error:
+                self.on_unreadable(message.decode("ascii", "replace"), str(error))
         return result
 
     # Holding
@@ -205,11 +215,26 @@ class RedisQueue:
             raise NotOwner(f"partition {partition} has another owner")
         claims = []
         for at in range(1, len(answer), 5):
-            token, packed, body, note = answer[at + 1 : at + 5]
-            item = codec.unpack_item(packed)
-            content = codec.unpack_content(body) if body else None
+            identifier, token, packed, body, note = answer[at : at + 5]
+            try:
+                item = codec.unpack_item(packed)
+                content = codec.unpack_content(body) if body else None
+            except Exception as error:  # a newer release's, or damaged: the others of the batch must not suffer
+                self.on_unreadable(identifier.decode("ascii", "replace"), str(error))
+                self._set_aside(partition, identifier, token).addErrback(lambda failure: failure.trap(QueueError))
+                continue
             claims.append(Claim(item, partition, token, content, _notes(note, item)))
         return claims
+
+    def unclaim(self, owner: Ownership, number: int, limit: int) -> Deferred[None]:
+        tag = keys.partition_tag(owner.partition)
+        return self._redis.run(script("unclaim"), tag, owner.text, number, limit)
+
+    def set_aside(self, claim: Claim) -> Deferred[Settled]:
+        return self._set_aside(claim.partition, claim.item.id.encode(), claim.token).addCallback(self._settled)
+
+    def _set_aside(self, partition: int, identifier: bytes, token: bytes) -> Deferred[Any]:
+        return self._redis.run(script("set_aside"), keys.partition_tag(partition), self._offset_ms, identifier, token)
 
     def content(self, item: Item, chunk: int) -> Deferred[bytes]:
         tag = keys.partition_tag(item.home) if item.home >= 0 else self._tag(item)
@@ -218,7 +243,7 @@ class RedisQueue:
 
         def unpack(data: bytes | None) -> bytes:
             if data is None:
-                raise QueueError(f"the content of {item.id} is not there (piece {chunk} of {item.chunks})")
+                raise ContentMissing(f"the content of {item.id} is not there (piece {chunk} of {item.chunks})")
             return codec.unpack_content(data)
 
         return self._redis.request(b"GET", keys.key(tag, "BODY", rest.encode())).addCallback(unpack)
@@ -299,10 +324,16 @@ class RedisQueue:
     def notices(self, partition: int) -> Deferred[Sequence[Notice]]:
         name = keys.key(keys.partition_tag(partition), "NOTICES")
 
-        def unpack(values: list[bytes]) -> Sequence[Notice]:
-            return [codec.unpack_notice(value) for value in values]
+        def unpack(pairs: list[bytes]) -> Sequence[Notice]:
+            found = []
+            for identifier, value in zip(pairs[::2], pairs[1::2], strict=True):
+                try:
+                    found.append(codec.unpack_notice(value))
+                except Exception as error:
+                    self.on_unreadable(identifier.decode("ascii", "replace"), str(error))
+            return found
 
-        return self._redis.request(b"HVALS", name).addCallback(unpack)
+        return self._redis.request(b"HGETALL", name).addCallback(unpack)
 
     def notice_done(self, partition: int, notice_id: str) -> Deferred[None]:
         return self._redis.run(script("notice_done"), keys.partition_tag(partition), notice_id)
@@ -380,10 +411,10 @@ class RedisQueue:
                 item_key = keys.key(keys.partition_tag(int(where)), "ITEM", b"%s-%s" % (name, number))
                 if not await self._redis.request(b"EXISTS", item_key):
                     gone.append(part)
-            if gone and len(gone) == len(parts):
+            if gone:
+                # Also when others are left: they may leave meanwhile, and then these are the last.
                 while await self._redis.request(b"EXISTS", keys.key(tag, "BODY", b"%s:%d" % (name, chunks + 1))):
                     chunks += 1
-            if gone:
                 await self._leave(message, partition, chunks, gone)
             left += len(gone)
         return left

@@ -17,17 +17,19 @@ for class = 0, 2 do
     redis.call('ZREM', due_key, id)
     taken[#taken + 1] = id
     local packed = redis.call('GET', K .. ITEM .. id)
-    local token = string.format('%s:%.0f:%s', ARGV[2], number, found[n + 1])
-    redis.call('HSET', K .. LEASED, id, token)
-    number, left, size = number + 1, left - 1, size + item_size(packed)
-    local body = false
-    if redis.call('STRLEN', K .. BODY .. id) <= tonumber(ARGV[6]) then body = redis.call('GET', K .. BODY .. id) end
-    local note = redis.call('HGET', K .. NOTES, id)
-    result[#result + 1] = id
-    result[#result + 1] = token
-    result[#result + 1] = packed
-    result[#result + 1] = body
-    result[#result + 1] = note
+    if packed then
+      local token = string.format('%s:%.0f:%s', ARGV[2], number, found[n + 1])
+      redis.call('HSET', K .. LEASED, id, token)
+      number, left, size = number + 1, left - 1, size + item_size(packed)
+      local body = false
+      if redis.call('STRLEN', K .. BODY .. id) <= tonumber(ARGV[6]) then body = redis.call('GET', K .. BODY .. id) end
+      local note = redis.call('HGET', K .. NOTES, id)
+      result[#result + 1] = id
+      result[#result + 1] = token
+      result[#result + 1] = packed
+      result[#result + 1] = body
+      result[#result + 1] = note
+    end
   end
 end
 if #taken > 0 then remove_waiting(K, taken, domain, size) end

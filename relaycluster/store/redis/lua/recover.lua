@@ -14,19 +14,21 @@ for n = 1, #leased, 2 do
   if is_dead(string.match(token, '^%d+'), ARGV[3], ARGV[4]) then
     redis.call('HDEL', K .. LEASED, id)
     local packed = redis.call('GET', K .. ITEM .. id)
-    local flags, deaths = string.byte(packed, 2), string.byte(packed, 3)
-    if flags % 2 < POSSIBLE_DUPLICATE then flags = flags + POSSIBLE_DUPLICATE end
-    if deaths < 255 then deaths = deaths + 1 end
-    redis.call('SETRANGE', K .. ITEM .. id, 1, string.char(flags, deaths))
-    local held = deaths >= tonumber(ARGV[5])
-    if held then
-      redis.call('ZADD', K .. HELD, now(ARGV[1]), id)
-    else
-      local due = tonumber(string.match(token, ':(%d+)$'))
-      add_waiting(K, id, item_class(packed), item_domain(packed), due, item_size(packed))
+    if packed then
+      local flags, deaths = string.byte(packed, 2), string.byte(packed, 3)
+      if flags % 2 < POSSIBLE_DUPLICATE then flags = flags + POSSIBLE_DUPLICATE end
+      if deaths < 255 then deaths = deaths + 1 end
+      redis.call('SETRANGE', K .. ITEM .. id, 1, string.char(flags, deaths))
+      local held = deaths >= tonumber(ARGV[5])
+      if held then
+        redis.call('ZADD', K .. HELD, now(ARGV[1]), id)
+      else
+        local due = tonumber(string.match(token, ':(%d+)$'))
+        add_waiting(K, id, item_class(packed), item_domain(packed), due, item_size(packed))
+      end
+      result[#result + 1] = id
+      result[#result + 1] = held and '1' or '0'
     end
-    result[#result + 1] = id
-    result[#result + 1] = held and '1' or '0'
   end
 end
 return result
