@@ -6,6 +6,7 @@ import fcntl
 import os
 import random
 import secrets
+import select
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -49,7 +50,7 @@ from relaycluster.node.partitions import Partitions
 from relaycluster.node.routes import Routes
 from relaycluster.node.settle import RetrySettings, Settlement
 from relaycluster.policy.cluster import Member, Snapshot
-from relaycluster.smtp.server_settings import ServerSettings
+from relaycluster.smtp.server_settings import Dialect, ServerSettings
 from relaycluster.store.redis import checks, embedded, keys
 from relaycluster.store.redis.connection import (
     Credentials,
@@ -70,6 +71,12 @@ START_SECONDS = 15.0
 """So long a node waits for Redis when it starts; then it says why not and ends."""
 BACKLOG = 1024
 REVIVE_SECONDS = 0.5
+MOST_UNREAD_LOG = 4 << 20
+LOG_AGAIN_SECONDS = 0.05
+
+
+FIXED_SECTIONS = ("node", "redis", "listener", "tls", "dns", "http", "log")
+"""What SIGHUP can not change."""
 
 
 class StateDirectory:
@@ -95,30 +102,48 @@ class StateDirectory:
 
 
 class LineWriter:
-    """Writes log lines to standard output, together once a turn of the reactor."""
+    """Writes log lines to standard output, together once a turn of the reactor, and never waits for whoever reads them: what a
+    reader that has stopped leaves no room for is dropped, and counted."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._lines: list[bytes] = []
+        self._rest = b""
+        self._dropped = 0
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
 
     def __call__(self, line: bytes) -> None:
-        if not self._lines and reactor.running:
-            reactor.callLater(0, self.flush)
-        self._lines.append(line)
         if not reactor.running:
+            self._lines.append(line)
             self.flush()
+        elif len(self._rest) > MOST_UNREAD_LOG:
+            self._dropped += 1
+        else:
+            if not self._lines and not self._rest:
+                reactor.callLater(0, self.flush)
+            self._lines.append(line)
 
     def flush(self) -> None:
-        """Write what there is."""
-        data = b"".join(self._lines)
+        """Write what there is, as far as it is taken at once."""
+        data = self._rest + b"".join(self._lines)
         self._lines.clear()
-        while data:
-            try:
-                data = data[os.write(self._descriptor, data) :]
-            except BlockingIOError:
-                continue
-            except OSError:
-                return  # nobody listens any more: mail goes on
+        at = 0
+        try:
+            while at < len(data) and self._poll.poll(0):
+                # What is writable takes so much without blocking (POSIX: PIPE_BUF).
+                at += os.write(self._descriptor, data[at : at + select.PIPE_BUF])
+        except OSError:
+            at = len(data)  # nobody listens any more: mail goes on
+        self._rest = data[at:]
+        if self._rest:
+            if reactor.running:
+                reactor.callLater(LOG_AGAIN_SECONDS, self.flush)
+        elif self._dropped:
+            text = f"{self._dropped} log lines were dropped: nobody read them"
+            self._dropped = 0
+            self._lines.append(b'{"event":"warning","severity":"warning","text":"%s","place":"log"}\n' % text.encode())
+            reactor.callLater(0, self.flush)
 
 
 class Node(Service):
@@ -134,6 +159,7 @@ class Node(Service):
         self._redis_server: embedded.EmbeddedRedis | None = None
         self._stopping = False
         self._members: dict[int, Member] = {}
+        self._listening_for = 0
 
     # Starting
 
@@ -168,7 +194,6 @@ class Node(Service):
         self._wire()
         self._redis.start()
         await self._first_connection()
-        await found(self._redis, config.redis.partitions, secrets.token_hex(8))
         self._hints.start()
         await self._heart.join()
         self._room.start()
@@ -230,6 +255,7 @@ class Node(Service):
             if target.database:
                 await protocol.request("SELECT", target.database)
             await checks.approve(protocol, config.redis.durability)
+            await found(protocol, config.redis.partitions, secrets.token_hex(8))
 
         async def subscribe(protocol: LeanProtocol) -> None:
             await protocol.request("SUBSCRIBE", keys.MEMBERSHIP_CHANNEL)
@@ -246,15 +272,16 @@ class Node(Service):
         addresses = [str(listener.address) for listener in config.listener]
         metrics = self._metrics = Metrics(registry, version=__version__, listeners=addresses)
         lease = LeaseSettings(int(config.redis.lease * 1000))
-        self._membership = RedisMembership(redis, lease)
+        self._membership = RedisMembership(redis, lease, config.redis.partitions)
         member = Member(
             0, config.node.id, self._state.key, tuple(config.node.roles), config.node.weight, config.node.hostname
         )
-        self._queue = RedisQueue(
+        self._queue = queue = RedisQueue(
             redis,
             QueueSettings(config.redis.partitions, int(config.redis.done_retention * 1000)),
             lambda: time.time_ns() // 1_000_000,
         )
+        queue.on_unreadable = lambda identifier, why: log.emit(events.ItemHeld(identifier, f"it cannot be read: {why}"))
         self._heart = Heart(reactor, self._membership, member, lease.beat_seconds, lease.trusted_seconds)
         self._heart.on_snapshot = self._snapshot
         self._heart.on_over = self._life_is_over
@@ -399,6 +426,8 @@ class Node(Service):
         for incarnation in sorted(self._members.keys() - now.keys()):
             self.log.emit(events.MemberLeft(self._members[incarnation].id, incarnation, len(now)))
         self._members = now
+        if self._hints.ready and self._listening_for != self._heart.member.incarnation:
+            self._listen_for_wakes()
         delivering = [member for member in snapshot.members if "delivery" in member.roles and not member.draining]
         self._metrics.ring_nodes.set(len(delivering))
         if self._partitions is not None:
@@ -441,6 +470,9 @@ class Node(Service):
             return None
         self._settlement.write_again()
         self._partitions.forget()
+        if self._delivery is not None:
+            self._delivery.life_is_over()
+        self._limits.renew()
         return None
 
     def _trouble(self, place: str) -> Callable[[BaseException], None]:
@@ -470,7 +502,10 @@ class Node(Service):
             return
         if not self._redis_server.alive():
             self.log.emit(events.Warning("the embedded Redis has ended; it is started again", "redis"))
-            self._start_embedded()
+            try:
+                self._start_embedded()
+            except (QueueError, OSError) as error:
+                self.log.emit(events.Error(type(error).__name__, "redis", str(error)))
         reactor.callLater(REVIVE_SECONDS, self._revive)
 
     def _start_embedded(self) -> embedded.EmbeddedRedis:
@@ -484,7 +519,8 @@ class Node(Service):
 
     def _listen_for_wakes(self) -> None:
         """Hints for our incarnation; the poll finds what they miss."""
-        channel = keys.WAKE_CHANNEL + b"%d" % self._heart.member.incarnation
+        self._listening_for = self._heart.member.incarnation
+        channel = keys.WAKE_CHANNEL + b"%d" % self._listening_for
         self._hints.request("SUBSCRIBE", channel).addErrback(lambda failure: failure.trap(QueueError))
 
     def _hint(self, channel: bytes, message: bytes) -> None:
@@ -502,8 +538,9 @@ class Node(Service):
         """SIGHUP: read the configuration again, whole or not at all."""
         try:
             config = self._reload()
-            if config.redis != self._config.redis or config.listener != self._config.listener:
-                raise ConfigError(["a change of [redis] or of a [[listener]] needs a restart"])
+            fixed = [name for name in FIXED_SECTIONS if getattr(config, name) != getattr(self._config, name)]
+            if fixed:
+                raise ConfigError([f"a change of [{name}] needs a restart" for name in fixed])
         except ConfigError as error:
             self._metrics.config_reloads["refused"].inc()
             self.log.emit(events.ConfigRefused("", tuple(error.lines)))
@@ -511,6 +548,9 @@ class Node(Service):
         self._config = config
         if self._edge is not None:
             self._edge.use(_access(config))
+            self._sessions.limits = _session_limits(config)
+            for factory in self._factories:
+                factory.dialect = Dialect(_server_settings(config))
         if self._delivery is not None:
             self._table = config.routes()
             self._delivery.use(self._table)
@@ -538,6 +578,7 @@ class Node(Service):
         if self._delivery is not None:
             finished.append(self._delivery.drain())
         await _within(DeferredList(finished, consumeErrors=True), deadline)
+        self._sessions.abandon()
         unfinished = 0
         if self._delivery is not None and self._janitor is not None and self._partitions is not None:
             self._janitor.stop()

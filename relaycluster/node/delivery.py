@@ -71,6 +71,7 @@ class Delivery:
             metrics=metrics,
             log=log,
             valid=heart.valid,
+            proves=heart.proves,
             owner_of=self.owner_of,
             number=self._claim_number,
             pace=self._pace,
@@ -129,6 +130,11 @@ class Delivery:
         """The queue says, or the poll found, that the domain has something due."""
         if self.owner_of(partition_of(domain, self._queue.partitions)) is not None:
             self.lane(domain).wake()
+
+    def life_is_over(self) -> None:
+        """Our incarnation has ended: what waits in our hands is somebody else's by now; what is being sent will not be finished."""
+        for lane in list(self._lanes.values()):
+            lane.drop_waiting()
 
     def look_again(self) -> None:
         """The lease is proven again, or Redis is back: every lane goes on."""

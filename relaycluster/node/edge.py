@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from attrs import evolve, frozen
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -17,7 +17,7 @@ from relaycluster.events import EventLog
 from relaycluster.interfaces import IContentSink, IIntake, IQueue, QueueError, QueueFull
 from relaycluster.mail import queue_id, trace
 from relaycluster.mail.address import Address
-from relaycluster.mail.envelope import Envelope, MessageClass
+from relaycluster.mail.envelope import BodyType, Envelope, MessageClass
 from relaycluster.mail.item import Claim, Item
 from relaycluster.mail.reply import Reply
 from relaycluster.mail.session import Session
@@ -132,6 +132,7 @@ class MessageSink:
     __slots__ = (
         "_all_written",
         "_edge",
+        "_eight_bit",
         "_envelope",
         "_failure",
         "_head",
@@ -156,7 +157,8 @@ class MessageSink:
         self._id = queue_id.make(int(now * 1000), self._home, edge.entropy())
         self._pieces = [trace.received(session, envelope, edge.settings.hostname, self._id, edge.dates(now))]
         self._size = len(self._pieces[0])
-        self._tail = 0  # octets in `_pieces` once there is a head
+        self._tail = self._size  # octets in `_pieces`
+        self._eight_bit = False
         self._head: bytes | None = None
         self._written = 0
         self._unwritten = 0
@@ -166,15 +168,27 @@ class MessageSink:
     def write(self, data: bytes) -> None:
         self._pieces.append(data)
         self._size += len(data)
-        if self._size > PIECE:
+        self._tail += len(data)
+        if self._tail > PIECE:
             self._spill()
 
     def abort(self) -> None:
         self._pieces = []
+        if self._written:
+            dropped = self._edge.queue.drop_chunks(self._home, self._id, self._written)
+            dropped.addErrback(lambda failure: failure.trap(QueueError))  # they vanish by themselves, later
+            self._written = 0
+
+    def _refuse(self, reply: Reply) -> Reply:
+        """The message will not be queued: nothing of it stays."""
+        self.abort()
+        return reply
 
     def _spill(self) -> None:
         """Write whole pieces out."""
         content = b"".join(self._pieces)
+        if not content.isascii():
+            self._eight_bit = True
         at = 0
         if self._head is None:
             self._head, at = content[:PIECE], PIECE
@@ -182,6 +196,7 @@ class MessageSink:
             self._put(content[at : at + PIECE])
             at += PIECE
         self._pieces = [content[at:]]
+        self._tail = len(content) - at
 
     def _put(self, piece: bytes) -> None:
         self._written += 1
@@ -209,7 +224,7 @@ class MessageSink:
             head = b"".join(self._pieces)
         header_end = trace.header_end(head)
         if trace.is_looping(head[:header_end]):
-            return succeed(_LOOP)
+            return succeed(self._refuse(_LOOP))
         recipients = self._envelope.recipients
         domain = recipients[0].domain
         if self._head is None and len(recipients) == 1:
@@ -266,7 +281,7 @@ class MessageSink:
         try:
             claim = await self._until_certain(lambda: self._edge.queue.enqueue(item, content, lease))
         except QueueFull:
-            return _FULL
+            return self._refuse(_FULL)
         except QueueError:
             self._edge.give_up(item, lease)
             return _BUSY
@@ -296,7 +311,10 @@ class MessageSink:
                 self._all_written = Deferred()
                 await self._all_written
             if self._failure is not None:
-                return _FULL if isinstance(self._failure, QueueFull) else _BUSY
+                return self._refuse(_FULL if isinstance(self._failure, QueueFull) else _BUSY)
+            if self._eight_bit or not rest.isascii():
+                # Whatever MAIL declared: a host without 8BITMIME must not get it as it is.
+                self._envelope = evolve(self._envelope, body=BodyType.EIGHT_BIT)
         domains = _by_domain(self._envelope.recipients)
         queue = self._edge.queue
         if len(domains) == 1:
@@ -312,7 +330,7 @@ class MessageSink:
         try:
             await self._until_certain(lambda: queue.enqueue_spread(items, head))
         except QueueFull:
-            return _FULL
+            return self._refuse(_FULL)
         except QueueError:
             self._edge.log.emit(
                 events.PossibleDuplicate(
@@ -330,8 +348,14 @@ class MessageSink:
 
 async def fan_out(queue: IQueue, items: Sequence[Item]) -> None:
     """Enqueue every item of a message for several domains, then say that they are."""
-    for asked in [queue.enqueue(item, b"", None) for item in items]:
-        await asked
+    # All answers are waited for, so that none is left without an ear when one fails.
+    results: list[tuple[bool, Any]] = await DeferredList(
+        [queue.enqueue(item, b"", None) for item in items],
+        consumeErrors=True,
+    )
+    for success, failure in results:
+        if not success:
+            raise failure.value
     if items:
         await queue.spread_done(queue_id.message_id(items[0].id))
 

@@ -118,14 +118,21 @@ class Janitor:
         for partition, domain, due in await self._queue.due(partitions):
             if due > now:
                 continue
-            if domain == SPREAD_WORK:
-                for items in await self._queue.spreads(partition):
-                    await fan_out(self._queue, items)
-            elif domain == NOTICE_WORK:
-                for notice in await self._queue.notices(partition):
-                    await self._settlement.send_notice(partition, notice, "", "failed")
+            if domain in (SPREAD_WORK, NOTICE_WORK):
+                try:
+                    await self._finish(partition, domain)
+                except QueueError:
+                    continue  # full, perhaps: what is due behind it must still be delivered, which makes room
             else:
                 self._delivery.wake(domain)
+
+    async def _finish(self, partition: int, work: str) -> None:
+        if work == SPREAD_WORK:
+            for items in await self._queue.spreads(partition):
+                await fan_out(self._queue, items)
+        else:
+            for notice in await self._queue.notices(partition):
+                await self._settlement.send_notice(partition, notice, "", "failed")
 
     async def count(self) -> None:
         """The gauges of what this process owns."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from attrs import evolve
@@ -15,11 +16,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
 from relaycluster import events
-from relaycluster.interfaces import NotOwner, QueueError
+from relaycluster.interfaces import ContentMissing, NotOwner, QueueError
 from relaycluster.mail import outcome
 from relaycluster.mail.address import Address
 from relaycluster.mail.item import Claim
 from relaycluster.mail.outcome import Outcome, Stage
+from relaycluster.mail.reply import Reply
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, Target
 from relaycluster.node.content import head_of, in_seven_bits, pieces
 from relaycluster.node.crowd import LimitReached
@@ -31,6 +33,8 @@ from relaycluster.policy.cluster import Ownership
 from relaycluster.policy.routing import DestinationSettings
 from relaycluster.policy.trouble import LocalTrouble
 from relaycluster.smtp.client import TLSPolicy, Transaction
+
+_REPORTED = Reply.of(250, "2.0.0", "a former holder of the item reported that all recipients have it")
 
 MOST_CLAIMED = 40
 """Claims of one lane at once: few items are in hands that may die."""
@@ -55,6 +59,7 @@ class Lane:
         "_parked_until",
         "_route",
         "_sending",
+        "_stale",
         "_timer",
         "_waiting",
         "domain",
@@ -76,6 +81,7 @@ class Lane:
         self.pace = means.pace(domain, settings)
         self._means = means
         self._waiting: deque[tuple[Claim, float]] = deque()  # with the time until which its slot is good
+        self._stale: set[bytes] = set()  # claims that met a connection which was closed already
         self._sending = 0
         self._opening = 0
         self._claiming = False
@@ -145,7 +151,9 @@ class Lane:
         if self.more and not self._claiming and self.used_seconds >= self._parked_until and means.valid():
             wanted = min(MOST_CLAIMED, self.settings.connections, 2 * (self._sending + 1)) - self.in_hand
             owner = means.owner_of(self.partition)
-            if wanted > 0 and owner is not None:
+            if owner is None:
+                self.more = False  # not ours now; whoever owns it polls
+            elif wanted > 0:
                 self._claiming = True
                 Deferred.fromCoroutine(self._claim(owner, wanted)).addErrback(self._bug, None)
 
@@ -165,6 +173,7 @@ class Lane:
     async def _claim(self, owner: Ownership, wanted: int) -> None:
         means = self._means
         slots: list[float] = []
+        number = 0
         try:
             if self.pace is not None:
                 slots, retry_seconds = await self.pace.take(wanted)
@@ -176,27 +185,43 @@ class Lane:
                     return
                 wanted = len(slots)
             self.more = False  # whatever arrives from here on wakes us again
-            claims = await means.queue.claim(owner, self.domain, wanted, means.number())
+            number = means.number()
+            claims = await means.queue.claim(owner, self.domain, wanted, number)
             if len(claims) == wanted:
                 self.more = True
             now = means.clock.seconds()
-            for number, claim in enumerate(claims):
+            for at, claim in enumerate(claims):
                 means.taken(claim)
-                if not slots or slots[number] <= now:
-                    self._waiting.append((claim, slots[number] + SLOT_GRACE_SECONDS if slots else float("inf")))
+                if not slots or slots[at] <= now:
+                    self._waiting.append((claim, slots[at] + SLOT_GRACE_SECONDS if slots else float("inf")))
                 else:
                     self.elsewhere += 1
-                    means.clock.callLater(slots[number] - now, self._on_time, claim, slots[number])
+                    means.clock.callLater(slots[at] - now, self._on_time, claim, slots[at])
             if slots and self.more:
                 self._wait(slots[-1] - now)
         except NotOwner:
             means.lost(owner)
         except QueueError:
             self.more = True
+            if number:
+                self._unclaim(owner, number, wanted)
             self._wait(CROWDED_SECONDS)
         finally:
             self._claiming = False
             self.pump()
+
+    def _unclaim(self, owner: Ownership, number: int, wanted: int) -> None:
+        """The claim had no answer: if it happened, nobody has its items in hand, and they must not stay leased."""
+        settlement = self._means.settlement
+        self._means.queue.unclaim(owner, number, wanted).addErrback(
+            settlement.later, lambda: self._unclaim(owner, number, wanted)
+        )
+
+    def drop_waiting(self) -> None:
+        """The life in which it was claimed is over: what waits is not ours any more."""
+        for claim, _ in self._waiting:
+            self._means.settlement.on_settled(claim)
+        self._waiting.clear()
 
     def _on_time(self, claim: Claim, slot: float) -> None:
         self.elsewhere -= 1
@@ -330,7 +355,7 @@ class Lane:
             Deferred.fromCoroutine(self._send_slowly(connection, claim, good_until)).addErrback(self._bug, claim)
             return
         item = claim.item
-        transaction = Transaction(item.envelope, claim.content, item.size, means.valid)
+        transaction = Transaction(item.envelope, claim.content, item.size, partial(means.proves, claim.token))
         if connection.needs_seven_bit(transaction):
             self._sending += 1
             Deferred.fromCoroutine(self._send_slowly(connection, claim, good_until)).addErrback(self._bug, claim)
@@ -345,13 +370,20 @@ class Lane:
         means = self._means
         recipients = _left(claim)
         if not recipients:
-            means.settlement.delivered(claim, (), (outcome.Delivered(trouble.LOCAL_REPLIES[LocalTrouble.INTERNAL]),))
+            means.settlement.delivered(claim, (), (outcome.Delivered(_REPORTED),))
             self._done(connection)
             return
         try:
-            if good_until < means.clock.seconds():
-                await self._new_slot()
+            if good_until < means.clock.seconds() and not await self._new_slot():
+                self._return(claim)
+                self.more = True
+                self._done(connection)
+                return
             transaction = await self._transaction(connection, claim, recipients)
+        except ContentMissing as error:
+            means.settlement.set_aside(claim, str(error))
+            self._done(connection)
+            return
         except QueueError:
             self._return(claim)
             self._done(connection)
@@ -365,36 +397,42 @@ class Lane:
         outcomes = await connection.send(transaction)
         self._sent(outcomes, connection, claim, recipients, started)
 
-    async def _new_slot(self) -> None:
-        """The connection was late: another slot, at its own time."""
+    async def _new_slot(self) -> bool:
+        """The connection was late: another slot, at its own time. False when the next one is too far away to wait with an open
+        connection."""
         pace = self.pace
         while pace is not None:
             slots, retry_seconds = await pace.take(1)
             wait = slots[0] - self._means.clock.seconds() if slots else retry_seconds
+            if wait > CROWDED_SECONDS:
+                self._wait(wait)
+                return False
             if wait > 0:
                 pause: Deferred[None] = Deferred()
                 self._means.clock.callLater(wait, pause.callback, None)
                 await pause
             if slots:
-                return
+                return True
+        return True
 
     async def _transaction(
         self, connection: OutboundConnection, claim: Claim, recipients: Sequence[Address]
     ) -> Transaction | None:
         """The transaction as this host takes it; None when it cannot take it."""
         means, item = self._means, claim.item
+        valid = partial(means.proves, claim.token)
         envelope = item.envelope
         if len(recipients) != len(envelope.recipients):
             envelope = evolve(envelope, recipients=tuple(recipients))
         head = await head_of(means.queue, claim)
         content: Any = pieces(means.queue, item, head) if item.chunks else head
-        transaction = Transaction(envelope, content, item.size, means.valid)
+        transaction = Transaction(envelope, content, item.size, valid)
         if not connection.needs_seven_bit(transaction):
             return transaction
         converted = await in_seven_bits(means.queue, item, head)
         if converted is None:
             return None
-        return Transaction(envelope, converted, len(converted), means.valid)
+        return Transaction(envelope, converted, len(converted), valid)
 
     def _sent(
         self,
@@ -405,11 +443,14 @@ class Lane:
         started: float,
     ) -> None:
         means = self._means
-        if connection.went_stale:
-            # The server had given up the idle connection: nothing was taken.
+        if connection.went_stale and claim.token not in self._stale:
+            # The server had given up the idle connection: nothing was taken. Once only: a host that always does so is in trouble.
+            self._stale.add(claim.token)
             self._waiting.appendleft((claim, float("inf")))
             self._done(connection)
             return
+        if self._stale:
+            self._stale.discard(claim.token)
         elapsed = means.clock.seconds() - started
         means.metrics.delivery_seconds.observe(elapsed)
         for each in outcomes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from attrs import define
 from twisted.internet.defer import Deferred
@@ -55,6 +56,7 @@ class ConnectionLimits:
                 raise QueueError("no membership yet")
             held.granted = await self._throttle.hold(limit, view[1], held.open, maximum, view[0])
         except QueueError:
+            held.granted = -1  # unknown: the cluster may count it, and must hear that it is not there
             self.free(limit)
             return False
         if held.open <= held.granted:
@@ -97,9 +99,9 @@ class ConnectionLimits:
             held = self._held.get(limit)
             if view is None or held is None or held.open == held.granted:
                 continue
-            held.granted = held.open
+            held.granted = min(held.granted, held.open)
             done = self._throttle.hold(limit, view[1], held.open, held.maximum, view[0])
-            done.addErrback(self._not_told, limit)
+            done.addCallbacks(partial(setattr, held, "granted"), self._not_told, errbackArgs=(limit,))
             if not held.open:
                 del self._held[limit]
 

@@ -22,7 +22,8 @@ from relaycluster.policy.routing import DestinationSettings
 
 @frozen
 class Means:
-    """What every lane works with. `valid` tells whether the node's lease is proven; `owner_of` gives the ownership of a
+    """What every lane works with. `valid` tells whether the node's lease is proven; `proves`
+    whether what was claimed with a token may still be finished; `owner_of` gives the ownership of a
     partition while it may be used; `number` counts claims; `pace` gives the pace of a limited destination; `lost` is told of an
     ownership that the queue does not know any more; `taken` is told of each claim; `draining` whether to claim nothing more."""
 
@@ -34,6 +35,7 @@ class Means:
     metrics: Metrics
     log: EventLog
     valid: Callable[[], bool]
+    proves: Callable[[bytes], bool]
     owner_of: Callable[[int], Ownership | None]
     number: Callable[[], int]
     pace: Callable[[str, DestinationSettings], Pace | None]

@@ -36,6 +36,7 @@ class Heart:
         self._beat_seconds = beat_seconds
         self._trusted_seconds = trusted_seconds
         self._trusted_until = float("-inf")
+        self._mine = b""
         self._timer: IDelayedCall | None = None
         self._beating = False
         self._again = False
@@ -50,9 +51,15 @@ class Heart:
         """Whether the lease is proven right now. Without it a node claims nothing and writes no final dot."""
         return self._clock.seconds() < self._trusted_until
 
+    def proves(self, token: bytes) -> bool:
+        """Whether what was claimed with this token may still be finished: the lease is proven, and it is the one of the life that
+        claimed it."""
+        return self._clock.seconds() < self._trusted_until and token.startswith(self._mine)
+
     async def join(self) -> None:
         """Enter the cluster and begin to beat. Fails as `IMembership.join` does."""
         self.member = await self._membership.join(self.member)
+        self._mine = b"%d:" % self.member.incarnation
         self._stopped = False
         await self._beat()
 
@@ -96,6 +103,8 @@ class Heart:
         try:
             sent = self._clock.seconds()
             snapshot = await self._membership.beat(self.member)
+            if self._stopped:
+                return  # we left meanwhile: the answer is about a life that is over
             if snapshot is None:
                 await self._over()
             else:
@@ -117,4 +126,5 @@ class Heart:
         if done is not None:
             await done
         self.member = await self._membership.join(self.member)
+        self._mine = b"%d:" % self.member.incarnation
         self._again = True

@@ -35,6 +35,7 @@ class Partitions:
         self._recovered_at = -1  # the version whose deaths were looked after
         self.incarnation = 0
         self.owned: dict[int, Ownership] = {}
+        self._releasing: list[Ownership] = []  # ours no more, and the queue does not know yet
         self.on_acquired: Callable[[Sequence[int]], None] = lambda _partitions: None
         self.on_released: Callable[[Sequence[int]], None] = lambda _partitions: None
         self.on_lost: Callable[[Sequence[int]], None] = lambda _partitions: None
@@ -126,22 +127,27 @@ class Partitions:
         snapshot = self._snapshot
         if snapshot is None:
             return False
-        wanted = self.wanted()
+        incarnation, wanted = self.incarnation, self.wanted()
         surplus = [self.owned.pop(partition) for partition in sorted(set(self.owned) - wanted)]
         if surplus:
             self.on_released([owner.partition for owner in surplus])
-            await self._all([self._queue.release(owner) for owner in surplus])
+            self._releasing += surplus
+        if self._releasing:
+            await self._all([self._queue.release(owner) for owner in self._releasing])
+            self._releasing = []
         if snapshot.version != self._recovered_at:
             await self._recover(list(self.owned.values()), snapshot)
             self._recovered_at = snapshot.version
         missing = sorted(wanted - set(self.owned))
-        answers = await self._all([self._queue.acquire(partition, self.incarnation, snapshot) for partition in missing])
+        answers = await self._all([self._queue.acquire(partition, incarnation, snapshot) for partition in missing])
         won: list[Ownership] = [answer for answer in answers if answer is not None]
         if won:
             # Before the first claim: what the dead left is older than what waits.
             await self._recover(won, snapshot)
             if self._snapshot is None:
                 return False
+            if self.incarnation != incarnation:
+                return True  # our life ended meanwhile: what it won belongs to the dead
             self.owned.update((owner.partition, owner) for owner in won)
             self.on_acquired([owner.partition for owner in won])
         return len(won) < len(missing)

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from relaycluster import events
 from relaycluster.events import EventLog
-from relaycluster.interfaces import IQueue, QueueError, Settled
+from relaycluster.interfaces import ContentMissing, IQueue, QueueError, Settled
 from relaycluster.mail import dsn, outcome, queue_id
 from relaycluster.mail.address import Address
 from relaycluster.mail.dsn import Action, RecipientReport, Report
@@ -81,6 +81,7 @@ class Settlement:
 
     def delivered(self, claim: Claim, recipients: Sequence[Address], outcomes: Sequence[Outcome]) -> None:
         """All recipients were delivered: the hot path."""
+        self._finish(claim, None)
         item = claim.item
         first = outcomes[0]
         waited = max(0.0, (self._queue.now_ms() - item.arrived_ms) / 1000)
@@ -99,7 +100,6 @@ class Settlement:
                 item.attempts + 1,
             )
         )
-        self._finish(claim, None)
 
     def _finish(self, claim: Claim, _: Any) -> None:
         self._queue.finish(claim, True, None).addCallbacks(
@@ -139,15 +139,29 @@ class Settlement:
     def settle(self, claim: Claim, pairs: Sequence[Pair]) -> None:
         """Some recipients were not delivered. `pairs` has each recipient that was attempted, with its outcome."""
         self._metrics_of(pairs)
-        done = Deferred.fromCoroutine(self._settle(claim, pairs))
-        done.addCallbacks(
-            lambda _: self.on_settled(claim), self.later, errbackArgs=(lambda: self._settle_again(claim, pairs),)
-        )
+        self._attempt_to_settle(claim, pairs, repeated=False)
 
-    def _settle_again(self, claim: Claim, pairs: Sequence[Pair]) -> None:
-        done = Deferred.fromCoroutine(self._settle(claim, pairs, repeated=True))
-        done.addCallbacks(
-            lambda _: self.on_settled(claim), self.later, errbackArgs=(lambda: self._settle_again(claim, pairs),)
+    def _attempt_to_settle(self, claim: Claim, pairs: Sequence[Pair], repeated: bool) -> None:
+        def settled(_: None) -> None:
+            self.on_settled(claim)
+
+        def failed(failure: Failure) -> None:
+            if failure.check(QueueError):
+                self.later(failure, lambda: self._attempt_to_settle(claim, pairs, repeated=True))
+                return
+            # A fault of our own would come again and again: the operator shall look at the item.
+            self._log.emit(
+                events.Error(type(failure.value).__name__, "settle", str(failure.value), failure.getTraceback())
+            )
+            self.set_aside(claim, "its outcome could not be recorded")
+
+        Deferred.fromCoroutine(self._settle(claim, pairs, repeated)).addCallbacks(settled, failed)
+
+    def set_aside(self, claim: Claim, why: str) -> None:
+        """It can not be dealt with: the operator shall look at it."""
+        self._log.emit(events.ItemHeld(claim.item.id, why))
+        self._queue.set_aside(claim).addCallbacks(
+            lambda _: self.on_settled(claim), self.later, errbackArgs=(lambda: self.set_aside(claim, why),)
         )
 
     def _metrics_of(self, pairs: Sequence[Pair]) -> None:
@@ -284,11 +298,15 @@ class Settlement:
         self, claim: Claim, action: Action, pairs: Sequence[Any], attempt: int, now: float, expires_at: float
     ) -> Notice:
         item = claim.item
-        original = claim.content if claim.content is not None else await self._queue.content(item, 0)
+        try:
+            original = claim.content if claim.content is not None else await self._queue.content(item, 0)
+        except ContentMissing:
+            original = b""  # an earlier try settled the item, and its answer was lost
         reverse_path = item.envelope.reverse_path
         entropy = dsn.notice_entropy(item.id, action, [who.text for who, _ in pairs], attempt)
         partition = partition_of(reverse_path.domain, self._queue.partitions)
-        identifier = queue_id.make(int(now * 1000), partition, entropy)
+        # Nothing of now in it: whoever settles this attempt again makes the notice under the same id.
+        identifier = queue_id.make(item.arrived_ms, partition, entropy)
         reports = tuple(
             RecipientReport(
                 recipient=who,

@@ -80,7 +80,7 @@ class RedisBackend:
             QueueSettings(partitions=partitions, deaths_that_hold=deaths_that_hold),
             lambda: int(time.time_ns() // 1_000_000),
         )
-        self.membership = RedisMembership(self.redis, LeaseSettings())
+        self.membership = RedisMembership(self.redis, LeaseSettings(), PARTITIONS)
         self.throttle = RedisThrottle(self.redis)
 
     async def start(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import secrets
+from typing import Any, Protocol
 
 from attrs import evolve, frozen
 from twisted.internet.defer import Deferred
@@ -11,7 +12,7 @@ from zope.interface import implementer
 from relaycluster.interfaces import IMembership, NameTaken
 from relaycluster.policy.cluster import Member, Snapshot
 from relaycluster.store.redis import codec, keys
-from relaycluster.store.redis.connection import RedisConnection, RedisRefused
+from relaycluster.store.redis.connection import Argument, RedisConnection, RedisRefused
 from relaycluster.store.redis.scripts import script
 
 SCHEMA_VERSION = 1
@@ -39,9 +40,18 @@ class LeaseSettings:
         return (self.lease_ms - self.max_step_ms) / 1000
 
 
-async def found(connection: RedisConnection, partitions: int, cluster: str) -> None:
-    """Found the cluster, or check that it was founded with the same numbers. Raises `RedisRefused`."""
-    answer = await connection.run(script("found"), keys.CLUSTER, SCHEMA_VERSION, partitions, cluster)
+class Requests(Protocol):
+    """What takes commands: a connection, or one that is being approved."""
+
+    def request(self, *arguments: Argument) -> Deferred[Any]:
+        """See `RedisConnection.request`."""
+
+
+async def found(connection: Requests, partitions: int, cluster: str) -> None:
+    """Found the cluster, or check that it was founded with the same numbers: on each connection, as the Redis behind it may be
+    another one, or empty. Raises `RedisRefused`."""
+    source = script("found").source
+    answer = await connection.request(b"EVAL", source, 1, keys.CLUSTER, SCHEMA_VERSION, partitions, cluster)
     version, founded_with = int(answer[0]), int(answer[1])
     if version != SCHEMA_VERSION:
         raise RedisRefused(
@@ -59,12 +69,18 @@ async def found(connection: RedisConnection, partitions: int, cluster: str) -> N
 class RedisMembership:
     """See `IMembership`. After each beat `redis_time_ms` is Redis' own clock as the beat told it."""
 
-    def __init__(self, connection: RedisConnection, settings: LeaseSettings) -> None:
+    def __init__(self, connection: RedisConnection, settings: LeaseSettings, partitions: int) -> None:
+        self._partitions = partitions
         self._redis = connection
         self._settings = settings
         self.redis_time_ms = 0
 
     def join(self, member: Member) -> Deferred[Member]:
+        return Deferred.fromCoroutine(self._join(member))
+
+    async def _join(self, member: Member) -> Member:
+        # The Redis may have been emptied since the connection was approved.
+        await found(self._redis, self._partitions, secrets.token_hex(8))
         name, key, info = codec.pack_member(member).split(b"\n", 2)
         settings = self._settings
         result = self._redis.run(script("join"), keys.CLUSTER, settings.max_step_ms, settings.lease_ms, name, key, info)
@@ -77,7 +93,7 @@ class RedisMembership:
                 )
             return evolve(member, incarnation=answer[1])
 
-        return result.addCallback(joined)
+        return joined(await result)
 
     def beat(self, member: Member) -> Deferred[Snapshot | None]:
         settings = self._settings
@@ -94,6 +110,8 @@ class RedisMembership:
             if answer[0] == b"over":
                 return None
             version, following, offset, time_ms, cluster = answer[1:6]
+            if cluster is None:  # emptied under us: the schema is gone, so begin anew
+                return None
             self.redis_time_ms = int(time_ms)
             members = sorted(
                 (codec.unpack_member(int(n), data) for n, data in zip(answer[6::2], answer[7::2], strict=True)),
