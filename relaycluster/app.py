@@ -10,6 +10,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import IO, Any
 
@@ -354,7 +355,13 @@ class Node(Service):
         resolver = self._resolver = Resolver(
             reactor, reactor, ClientSettings(servers), secrets.randbits, lambda: bool(secrets.randbits(1))
         )
-        routes = Routes(resolver, random.SystemRandom().shuffle, frozenset({config.node.hostname}), reactor.seconds)
+        routes = Routes(
+            resolver,
+            random.SystemRandom().shuffle,
+            frozenset({config.node.hostname}),
+            _own_listeners(config),
+            reactor.seconds,
+        )
         self._settlement = Settlement(
             reactor, self._queue, metrics, log, _retry(config), config.node.hostname, random.random
         )
@@ -647,6 +654,23 @@ def _tls_for(host: str, ca_file: str) -> Any:
     return optionsForClientTLS(
         host, trustRoot=trustRootFromCertificates([Certificate.loadPEM(block) for block in blocks])
     )
+
+
+def _own_listeners(config: Config) -> Callable[[str, int], bool]:
+    """Whether a connection to an address and port would come to one of our own listeners."""
+    own = {(str(listener.address.host), listener.address.port) for listener in config.listener}
+    anywhere = {port for host, port in own if ip_address(host).is_unspecified}
+
+    def is_own(address: str, port: int) -> bool:
+        if (address, port) in own:
+            return True
+        there = ip_address(address)
+        # Unspecified means this machine; what listens everywhere listens on loopback, too.
+        return (there.is_unspecified and any(port == each for _, each in own)) or (
+            there.is_loopback and port in anywhere
+        )
+
+    return is_own
 
 
 def _access(config: Config) -> Access:

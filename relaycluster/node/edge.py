@@ -281,7 +281,8 @@ class MessageSink:
         try:
             claim = await self._until_certain(lambda: self._edge.queue.enqueue(item, content, lease))
         except QueueFull:
-            return self._refuse(_FULL)
+            self._edge.give_up(item, lease)  # what an earlier try left, if its answer was lost
+            return _FULL
         except QueueError:
             self._edge.give_up(item, lease)
             return _BUSY

@@ -234,16 +234,19 @@ class Lane:
         self._wake_up_after(seconds)
 
     def _wake_up_after(self, seconds: float) -> None:
-        if self._timer is None:
-            self._timer = self._means.clock.callLater(seconds, self._waited)
+        timer, clock = self._timer, self._means.clock
+        if timer is not None:
+            if timer.getTime() <= clock.seconds() + seconds:
+                return
+            timer.cancel()
+        self._timer = clock.callLater(seconds, self._waited)
 
     def _waited(self) -> None:
         self._timer = None
+        self.pump()
         left = self._parked_until - self._means.clock.seconds()
-        if left > 0:
-            self._timer = self._means.clock.callLater(left, self._waited)
-        else:
-            self.pump()
+        if self.more and left > 0:
+            self._wake_up_after(left)
 
     def _put_back(self) -> None:
         """What was not tried goes back as it was."""
@@ -312,6 +315,11 @@ class Lane:
                 self._unreachable(found)
         except LimitReached as error:
             self._crowded(str(error))
+        except Exception:
+            self._open_after = (
+                self._means.clock.seconds() + CROWDED_SECONDS
+            )  # a fault of our own: told, and no faster for it
+            raise
         finally:
             self._opening -= 1
             if connection is not None:
@@ -465,12 +473,43 @@ class Lane:
         gone = not connection.usable
         again = [who for who, each in pairs if _for_next_host(each, gone)]
         target = connection.target
+        rest = _too_many(pairs)
+        if rest and not gone:
+            # RFC 5321 4.5.3.1.10: the host takes so many at once; the others follow at once, in transactions of their own.
+            done = Deferred.fromCoroutine(self._send_rest(connection, claim, pairs, rest))
+            done.addErrback(self._bug, claim)
+            return
         self._done(connection)
         if again and self._others({target.host}):
             self.elsewhere += 1
             Deferred.fromCoroutine(self._elsewhere(claim, pairs, again, target)).addErrback(self._bug, claim)
         else:
             means.settlement.settle(claim, pairs)
+
+    async def _send_rest(
+        self,
+        connection: OutboundConnection,
+        claim: Claim,
+        pairs: Sequence[tuple[Address, Outcome]],
+        rest: Sequence[Address],
+    ) -> None:
+        means = self._means
+        results = dict(pairs)
+        try:
+            while rest and connection.usable:
+                transaction = await self._transaction(connection, claim, rest)
+                if transaction is None:
+                    break
+                started = means.clock.seconds()
+                outcomes = await connection.send(transaction)
+                self._attempted(claim, connection.target, outcomes[-1], means.clock.seconds() - started, connection)
+                some = [(who, _judged(each)) for who, each in zip(rest, outcomes, strict=True)]
+                results.update(some)
+                rest = _too_many(some)
+        except QueueError:
+            pass  # the content could not be read: the rest is tried later
+        self._done(connection)
+        means.settlement.settle(claim, list(results.items()))
 
     def _done(self, connection: OutboundConnection) -> None:
         """The connection is free: the next claim, or the pool."""
@@ -576,6 +615,19 @@ def _judged(each: Outcome) -> Outcome:
     if isinstance(each, outcome.Failed) and trouble.was_said_by_host(each):
         return trouble.judge(each.stage, each.reply, each.host).outcome
     return each
+
+
+def _too_many(pairs: Sequence[tuple[Address, Outcome]]) -> list[Address]:
+    """Recipients that were only too many for one transaction; nobody when it took none at all."""
+    if not any(isinstance(each, outcome.Delivered) for _, each in pairs):
+        return []
+    return [
+        who
+        for who, each in pairs
+        if isinstance(each, outcome.Deferred)
+        and each.stage is Stage.RCPT
+        and trouble.is_too_many_recipients(each.reply)
+    ]
 
 
 def _for_next_host(each: Outcome, gone: bool) -> bool:

@@ -47,11 +47,18 @@ def _trouble(kind: LocalTrouble, detail: str = "") -> NoRoute:
 
 
 class Routes:
-    """Finds routes. `own_names` are host names of this cluster; `shuffle` works in place, as `random.shuffle`."""
+    """Finds routes. `own_names` are host names of this cluster, `is_own` tells whether an address and port is a listener of ours;
+    `shuffle` works in place, as `random.shuffle`."""
 
     def __init__(
-        self, resolver: IMXResolver, shuffle: Shuffle, own_names: frozenset[str], seconds: Callable[[], float]
+        self,
+        resolver: IMXResolver,
+        shuffle: Shuffle,
+        own_names: frozenset[str],
+        is_own: Callable[[str, int], bool],
+        seconds: Callable[[], float],
     ) -> None:
+        self._is_own = is_own
         self._resolver = resolver
         self._shuffle = shuffle
         self._own_names = own_names
@@ -103,6 +110,11 @@ class Routes:
                 else:
                     reason = answer.reason
                     continue
+            if any(self._is_own(address, port) for address in found):
+                # That is ourselves under another name: it and what is less preferred would bring the mail back (RFC 5321 5.1).
+                if not targets:
+                    return _trouble(LocalTrouble.LOOPS_TO_US)
+                break
             targets += [Target(host, address, port, policy, limit=limit) for address in found]
         if targets:
             return Route(tuple(targets[: routing.MOST_ADDRESSES]), self._seconds() + ttl_seconds)

@@ -1,0 +1,574 @@
+"""The lane: it sends what is due as far as the limits allow, and whatever waits is always on its way to something.
+
+The pool is the real one; the connections are fakes that do what the test says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from attrs import define, evolve, field
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.trial.unittest import SynchronousTestCase
+
+from relaycluster.mail import outcome
+from relaycluster.mail.item import Claim, Item
+from relaycluster.mail.outcome import Delivered, Failed, Outcome, Stage
+from relaycluster.mail.reply import Reply
+from relaycluster.net.outbound import ConnectFailed, OutboundConnection, Target
+from relaycluster.net.pool import ConnectionPool
+from relaycluster.node.crowd import Crowd, LimitReached
+from relaycluster.node.lane import Lane
+from relaycluster.node.limits import Pace
+from relaycluster.node.means import Means
+from relaycluster.node.routes import NoRoute, Route
+from relaycluster.node.settle import Settlement
+from relaycluster.policy.cluster import Ownership
+from relaycluster.policy.rate import Rate
+from relaycluster.policy.ring import partition_of
+from relaycluster.policy.routing import DestinationSettings
+from relaycluster.smtp.client import Transaction
+from tests.node.test_settle import RETRY
+from tests.node.world import PARTITIONS, World, counting, result
+
+LATER = outcome.Deferred(Reply.of(451, "4.7.1", "come again"), Stage.RCPT, "mx.example")
+SHUTTING_DOWN = outcome.Deferred(Reply.of(421, "4.3.2", "going down"), Stage.MAIL, "mx.example")
+NEVER = Failed(Reply.of(550, "5.1.1", "no such user"), Stage.RCPT, "mx.example")
+REFUSED = outcome.Deferred(Reply.of(451, "4.4.1", "The host refused the connection"), Stage.CONNECT, "mx.example")
+MAIN, BACKUP = (Target(f"{name}.example", address) for name, address in (("mx1", "192.0.2.1"), ("mx2", "192.0.2.2")))
+
+
+@define(eq=False)
+class FakeConnection(OutboundConnection):
+    """As much of an outbound connection as a lane and a pool see."""
+
+    target: Target
+    sent: list[tuple[Transaction, Deferred[Any], float]] = field(factory=list)
+    usable: bool = True
+    is_gone: bool = False
+    went_stale: bool = False
+    transactions_done: int = 0
+    tls: Any = None
+    on_closed: Any = None
+    clock: Any = None
+
+    def needs_seven_bit(self, transaction: Transaction) -> bool:
+        return False
+
+    def send(self, transaction: Transaction) -> Deferred[Any]:
+        assert self.usable, "sent over a connection that is not usable"
+        self.usable = False
+        answer: Deferred[Any] = Deferred()
+        self.sent.append((transaction, answer, self.clock.seconds()))
+        return answer
+
+    def answer(self, each: Outcome | None = None, stays: bool = True) -> None:
+        """The transaction under way ends; the connection stays, or is gone."""
+        transaction, answer, _ = self.sent[-1]
+        assert not answer.called
+        outcomes = (each or Delivered(Reply.of(250, "2.0.0", "ok"), self.target.host),)
+        self.usable = stays
+        self.transactions_done += 1
+        answer.callback(outcomes * len(transaction.envelope.recipients))
+        if not stays:
+            self.go()
+
+    def stale(self) -> None:
+        """The server had let go of it."""
+        self.went_stale, self.usable = True, False
+        self.sent[-1][1].callback((LATER,))
+        self.go()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.sent) and not self.sent[-1][1].called
+
+    def close(self) -> None:
+        self.go()
+
+    def go(self) -> None:
+        self.usable, self.is_gone = False, True
+        on_closed, self.on_closed = self.on_closed, None
+        if on_closed is not None:
+            on_closed(self)
+
+
+class Node:
+    """A lane, or several, with everything around them."""
+
+    def __init__(self, domains: Sequence[str] = ("example.com",), **changes: Any) -> None:
+        self.world = World()
+        self.settings = DestinationSettings(**changes)
+        self.targets: tuple[Target, ...] = (evolve(MAIN, limit="L"), evolve(BACKUP, limit="L"))
+        self.made: list[FakeConnection] = []
+        self.attempts: list[tuple[Target, Deferred[Any]]] = []
+        self.at_once: Callable[[Target], Any] | None = None  # what an attempt gives at once; None: the test answers
+        self.no_route: NoRoute | None = None
+        self.is_valid = True
+        self.is_draining = False
+        self.taken: list[Claim] = []
+        self.lost: list[Ownership] = []
+        self.settled: list[Claim] = []
+        world = self.world
+        self.pool = ConnectionPool(world.clock, self.connect)
+        self.crowd = Crowd(lambda limit: len([each for each in self.made if not each.is_gone]))
+        self.pool.on_gone = lambda connection: self.crowd.freed(connection.target.limit)
+        self.settlement = Settlement(
+            world.clock, world.queue, world.metrics, world.log, RETRY, "us.example", lambda: 0.5
+        )
+        self.settlement.on_settled = self.settled.append
+        self.means = Means(
+            clock=world.clock,
+            queue=world.queue,
+            pool=self.pool,
+            routes=self,  # type: ignore[arg-type]
+            settlement=self.settlement,
+            metrics=world.metrics,
+            log=world.log,
+            valid=lambda: self.is_valid,
+            proves=lambda _token: self.is_valid,
+            owner_of=self.owner_of,
+            number=counting(),
+            pace=self.pace,
+            lost=self.lost.append,
+            taken=self.taken.append,
+            crowd=self.crowd,
+            draining=lambda: self.is_draining,
+        )
+        for domain in domains:
+            world.own(domain)
+        self.lanes = [Lane(domain, partition_of(domain, PARTITIONS), self.settings, self.means) for domain in domains]
+        self.lane = self.lanes[0]
+
+    async def find(self, domain: str, settings: DestinationSettings) -> Route | NoRoute:
+        return self.no_route or Route(self.targets, float("inf"))
+
+    def owner_of(self, partition: int) -> Ownership:
+        return Ownership(partition, 1, self.world.cluster.partitions[partition].fence)
+
+    def pace(self, domain: str, settings: DestinationSettings) -> Pace | None:
+        if settings.rate is None:
+            return None
+        return Pace(self.world.clock, self.world.throttle, settings.limit_key(domain), settings.rate)
+
+    def connect(self, target: Target) -> Deferred[Any]:
+        if self.at_once is not None:
+            given = self.at_once(target)
+            return fail(given) if isinstance(given, Exception) else succeed(given)
+        attempt: Deferred[Any] = Deferred()
+        self.attempts.append((target, attempt))
+        return attempt
+
+    def connection(self, target: Target) -> FakeConnection:
+        self.made.append(FakeConnection(target, clock=self.world.clock))
+        return self.made[-1]
+
+    def opened(self) -> FakeConnection:
+        """The oldest attempt succeeds."""
+        target, attempt = self.attempts.pop(0)
+        connection = self.connection(target)
+        attempt.callback(connection)
+        return connection
+
+    def refused(self, error: Exception | None = None) -> None:
+        """The oldest attempt fails."""
+        self.attempts.pop(0)[1].errback(error or ConnectFailed(REFUSED))
+
+    def queue(self, count: int, domain: str = "example.com") -> list[Item]:
+        """Items that wait."""
+        items = [self.world.item(domain) for _ in range(count)]
+        for item in items:
+            result(self.world.queue.enqueue(item, b"Subject: x\r\n\r\n", None))
+        return items
+
+    @property
+    def busy(self) -> list[FakeConnection]:
+        return [each for each in self.made if each.busy]
+
+    def done(self) -> set[str]:
+        return {name for place in self.world.cluster.partitions for name in place.done}
+
+    def work_off(self) -> None:
+        """Whatever is asked is answered well, until nothing is asked."""
+        while self.attempts or self.busy:
+            if self.attempts:
+                self.opened()
+            for connection in self.busy:
+                connection.answer()
+
+    def stuck(self) -> list[str]:
+        """Lanes in which something waits that is neither being sent, nor opened for, nor has a timer."""
+        return [
+            lane.domain for lane in self.lanes if lane._waiting and not (lane._sending or lane._opening or lane._timer)
+        ]
+
+
+class LaneTest(SynchronousTestCase):
+    def test_the_plain_way(self) -> None:
+        """It is woken, opens a connection, sends all over it in order, and has nothing left."""
+        node = Node()
+        items = node.queue(3)
+        node.lane.wake()
+        connection = node.opened()
+        order = []
+        while node.attempts or node.busy:
+            if node.busy:
+                order.append(connection.sent[-1][0].envelope.recipients)
+                connection.answer()
+            else:
+                node.refused()
+        self.assertEqual(node.done(), {item.id for item in items})
+        self.assertEqual((len(node.settled), len(node.taken), node.lane.in_hand), (3, 3, 0))
+
+    def test_slow_start(self) -> None:
+        """One connection first; each that carries mail may bring one more along, up to the destination's number."""
+        node = Node(connections=4)
+        node.queue(40)
+        node.lane.wake()
+        self.assertEqual(len(node.attempts), 1)
+        most = 1
+        while node.attempts or node.busy:
+            self.assertTrue(len(node.attempts) <= max(1, len(node.busy)), "more are opened than carry mail")
+            while node.attempts:
+                node.opened()
+            most = max(most, len(node.busy))
+            node.busy[0].answer()
+        self.assertEqual((most, len(node.done())), (4, 40))
+
+    def test_nothing_is_claimed_without_a_valid_lease(self) -> None:
+        """The lease is in doubt: nothing is claimed; a transaction that is under way may not finish; then it goes on."""
+        node = Node()
+        node.queue(2)
+        node.is_valid = False
+        node.lane.wake()
+        node.world.advance(2)
+        self.assertEqual((node.taken, node.attempts), ([], []))
+        node.is_valid = True
+        node.lane.pump()
+        connection = node.opened()
+        transaction = connection.sent[0][0]
+        self.assertTrue(transaction.may_finish())
+        node.is_valid = False
+        self.assertFalse(transaction.may_finish())
+
+    def test_not_owner(self) -> None:
+        """The queue says that the partition is somebody else's: that is told, and nothing is claimed."""
+        node = Node()
+        node.queue(1)
+        node.world.partition().fence += 1
+        node.owner_of = lambda partition: Ownership(partition, 1, 1)  # type: ignore[method-assign]
+        node.means = evolve(node.means, owner_of=node.owner_of)
+        lane = Lane("example.com", node.lane.partition, node.settings, node.means)
+        lane.wake()
+        self.assertEqual((len(node.lost), node.taken), (1, []))
+
+    def test_the_store_away_while_claiming(self) -> None:
+        """Asked again a moment later, without a hint."""
+        node = Node()
+        items = node.queue(1)
+        node.world.cluster.down = True
+        node.lane.wake()
+        node.world.advance(2)
+        node.world.cluster.down = False
+        node.world.advance(1.2)
+        node.work_off()
+        self.assertEqual(node.done(), {items[0].id})
+
+    def test_unreachable(self) -> None:
+        """No host takes a connection: all that waits is deferred, each host was tried, and the destination is left alone for a
+        while."""
+        node = Node()
+        node.queue(2)
+        node.lane.wake()
+        self.assertEqual(node.attempts[0][0].host, "mx1.example")
+        node.refused()
+        self.assertEqual(node.attempts[0][0].host, "mx2.example")
+        node.refused()
+        place = node.world.partition()
+        self.assertEqual([item.attempts for item in place.items.values()], [1, 1])
+        self.assertFalse(node.lane.has_room())
+        node.queue(1)
+        node.lane.wake()
+        node.world.advance(10)
+        self.assertEqual(node.attempts, [])
+        node.world.advance(6)
+        self.assertEqual(len(node.attempts), 1)
+
+    def test_no_route(self) -> None:
+        """The domain does not exist: what waits fails at once, nobody is connected."""
+        node = Node()
+        node.no_route = NoRoute(Failed(Reply.of(550, "5.1.2", "The domain does not exist"), Stage.ROUTING))
+        items = node.queue(2)
+        node.lane.wake()
+        self.assertTrue(node.done() >= {item.id for item in items})
+        self.assertEqual(node.attempts, [])
+
+    def test_the_next_host(self) -> None:
+        """A host that goes down for everybody is left for the next one at once; the recipient is delivered there."""
+        node = Node()
+        (item,) = node.queue(1)
+        node.lane.wake()
+        node.opened().answer(SHUTTING_DOWN, stays=False)
+        self.assertEqual(node.attempts[0][0].host, "mx2.example")
+        node.opened().answer()
+        self.assertEqual((node.done(), node.lane.in_hand), ({item.id}, 0))
+
+    def test_a_recipient_that_is_deferred_or_refused(self) -> None:
+        """…but what a host says of a recipient holds: no other host is asked."""
+        node = Node()
+        items = node.queue(2)
+        node.lane.wake()
+        connection = node.opened()
+        connection.answer(LATER)
+        while node.attempts:
+            node.refused()
+        connection.answer(NEVER)
+        self.assertEqual([item.attempts for item in node.world.partition().items.values()], [1])
+        self.assertTrue(node.done() & {item.id for item in items})
+        self.assertEqual(node.attempts, [])
+
+    def test_a_stale_connection(self) -> None:
+        """The server had closed the idle connection: the message goes over a new one, without an attempt on its record."""
+        node = Node()
+        (first,) = node.queue(1)
+        node.lane.wake()
+        connection = node.opened()
+        connection.answer()
+        (second,) = node.queue(1)
+        node.lane.wake()
+        self.assertTrue(connection.busy)
+        connection.stale()
+        node.opened().answer()
+        self.assertEqual(node.done(), {first.id, second.id})
+        self.assertEqual(len(node.settled), 2)
+
+    def test_draining(self) -> None:
+        """What was not tried goes back as it was; what is being sent is sent; nothing is claimed."""
+        node = Node(connections=1)
+        owner = node.owner_of(node.lane.partition)
+        claims = [
+            result(node.world.queue.enqueue(node.world.item(), b"Subject: x\r\n\r\n", (owner, n))) for n in (1, 2, 3)
+        ]
+        for claim in claims:
+            node.lane.offer(claim)
+        connection = node.opened()
+        node.is_draining = True
+        node.lane.pump()
+        place = node.world.partition()
+        self.assertEqual((len(place.waiting), len(place.leased), node.lane.in_hand), (2, 1, 1))
+        connection.answer()
+        self.assertEqual((len(node.settled), node.lane.in_hand, node.attempts), (3, 0, []))
+
+    def test_draining_while_the_store_is_away(self) -> None:
+        """What could not be put back is put back as soon as it can."""
+        node = Node()
+        node.lane.offer(node.world.claimed(node.world.item()))
+        node.world.cluster.down = node.is_draining = True
+        node.lane.pump()
+        self.assertEqual(node.settled, [])
+        node.world.cluster.down = False
+        node.world.advance(1)
+        self.assertEqual((len(node.settled), len(node.world.partition().waiting)), (1, 1))
+
+    def test_the_limit_is_used_up_elsewhere(self) -> None:
+        """The cluster's other connections leave no room, and we have none: others shall have the items; later we look again."""
+        node = Node()
+        (item,) = node.queue(1)
+        node.lane.wake()
+        node.refused(LimitReached("L"))
+        self.assertEqual(list(node.world.partition().waiting), [item.id])
+        node.world.advance(1.2)
+        node.work_off()
+        self.assertEqual(node.done(), {item.id})
+
+    def test_the_last_connection_goes_while_none_may_be_opened(self) -> None:
+        """One more could not be opened, so that none is tried for a moment; in that moment the only one that stands is lost. Nobody
+        would look again, if there were no timer."""
+        node = Node(connections=2)
+        owner = node.owner_of(node.lane.partition)
+        for number in range(1, 4):
+            claim = result(node.world.queue.enqueue(node.world.item(), b"Subject: x\r\n\r\n", (owner, number)))
+            node.lane.offer(claim)
+        connection = node.opened()
+        while node.attempts:
+            node.refused()
+        connection.answer(evolve(LATER, may_have_arrived=True), stays=False)
+        self.assertEqual((node.attempts, node.stuck()), ([], []))
+        node.world.advance(0.5)
+        node.work_off()
+        self.assertEqual((len(node.done()), node.lane.in_hand), (2, 0))
+
+    def test_lanes_of_one_limit_take_turns(self) -> None:
+        """Two domains share one connection's worth of limit: a long queue does not shut out a short one."""
+        node = Node(("a.example", "b.example"), connections=1)
+
+        def limited(target: Target) -> Any:
+            if any(not each.is_gone for each in node.made):
+                return LimitReached("L")
+            return node.connection(target)
+
+        node.at_once = limited
+        node.queue(30, "a.example")
+        short = node.queue(2, "b.example")
+        for lane in node.lanes:
+            lane.wake()
+        for _ in range(12):
+            node.world.advance(0.5)
+            for connection in node.busy:
+                connection.answer()
+            self.assertEqual(node.stuck(), [])
+        self.assertTrue(node.done() >= {item.id for item in short})
+
+    def test_rate(self) -> None:
+        """At 10/s nothing is sent before its slot, and in no second more than the rate and its burst; about as many as are due."""
+        node = Node(rate=Rate.of(10), connections=5)
+        node.queue(60)
+        node.at_once = node.connection
+        node.lane.wake()
+        starts: list[float] = []
+        for _ in range(500):
+            node.world.clock.advance(0.01)
+            for connection in node.busy:
+                starts.append(connection.sent[-1][2])
+                connection.answer()
+        for at in starts:
+            self.assertTrue(sum(at <= other < at + 1 for other in starts) <= 11)
+        self.assertTrue(len(starts) >= 45, len(starts))
+
+    def test_rate_with_slow_connections(self) -> None:
+        """Connections that take their time do not bunch what was due meanwhile."""
+        node = Node(rate=Rate.of(10), connections=5)
+        node.queue(60)
+        node.lane.wake()
+        starts: list[float] = []
+        for n in range(600):
+            node.world.clock.advance(0.01)
+            if n % 50 == 49:
+                while node.attempts:
+                    node.opened()
+            for connection in node.busy:
+                starts.append(connection.sent[-1][2])
+                connection.answer()
+        for at in starts:
+            self.assertTrue(sum(at <= other < at + 1 for other in starts) <= 11)
+        self.assertTrue(starts)
+
+    def test_a_parked_lane_sends_what_it_has(self) -> None:
+        """The rate says "nothing more for a minute"; what is in hand already does not wait that long for its connection."""
+        node = Node(rate=Rate.of(1, 60), connections=2)
+        node.queue(3)
+        node.lane.wake()
+        node.made.append(
+            FakeConnection(MAIN, clock=node.world.clock)
+        )  # another lane's, so that somebody could be freed
+        node.refused(LimitReached("L"))
+        node.world.advance(5)
+        self.assertTrue(node.attempts, "no connection was tried for five seconds")
+
+    def test_a_fault_while_opening_does_not_spin(self) -> None:
+        """A bug in the search for a route: told, and tried again at a human pace; nothing is lost."""
+        node = Node()
+        (item,) = node.queue(1)
+        tries = 0
+
+        async def broken(domain: str, settings: DestinationSettings) -> Route:
+            nonlocal tries
+            tries += 1
+            if tries > 20:
+                node.no_route = NoRoute(REFUSED)
+                raise SystemError("it spins")
+            raise ValueError("a bug")
+
+        node.find = broken  # type: ignore[method-assign]
+        node.lane.wake()
+        self.assertTrue(tries < 20)
+        self.assertTrue(item.id in node.world.partition().items)
+
+    def test_content_cannot_be_read(self) -> None:
+        """The store is away when a large content is to be fetched: the claim goes back, and is sent later."""
+        node = Node()
+        item = evolve(node.world.item(), chunks=1)
+        result(node.world.queue.put_chunk(node.world.partition().number, item.id, 1, b"rest"))
+        result(node.world.queue.enqueue(item, b"Subject: x\r\n\r\n", None))
+        node.world.partition().bodies[item.id] = None  # as Redis, which keeps a large head to itself
+        node.lane.wake()
+        node.world.queue.losing.add("content")
+        connection = node.opened()
+        self.assertEqual((connection.sent, list(node.world.partition().waiting)), ([], [item.id]))
+        node.world.queue.losing.clear()
+        node.world.partition().bodies[item.id] = b"Subject: x\r\n\r\n"
+        node.lane.wake()
+        self.assertTrue(connection.busy)
+
+    def test_a_note_comes_with_the_claim(self) -> None:
+        """A recipient that has the message already is not sent to again; when all have it, nobody is."""
+        node = Node()
+        node.lane.offer(evolve(node.world.claimed(node.world.item(recipients=2)), delivered=("r0@example.com",)))
+        connection = node.opened()
+        self.assertEqual([who.text for who in connection.sent[0][0].envelope.recipients], ["r1@example.com"])
+        connection.answer()
+        node.lane.offer(evolve(node.world.claimed(node.world.item()), delivered=("r0@example.com",)))
+        self.assertEqual((len(connection.sent), len(node.done()), node.lane.in_hand), (1, 2, 0))
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from(
+                    (
+                        *("queue", "queue", "open", "open", "refuse", "limit", "answer", "answer", "later", "down"),
+                        *("lose", "stale", "pass", "pass", "outage", "back", "doubt", "sure"),
+                    )
+                ),
+                st.integers(0, 5),
+            ),
+            max_size=50,
+        ),
+        st.sampled_from((None, Rate.of(5), Rate.of(1, 60))),
+    )
+    def test_liveness(self, steps: list[tuple[str, int]], rate: Rate | None) -> None:
+        """Whatever happens to connections and the store, whatever waits is being sent, opened for, or has a timer; and once the
+        world is well again, everything is settled."""
+        node = Node(("a.example", "b.example"), connections=2, rate=rate)
+        for operation, n in steps:
+            lane = node.lanes[n % 2]
+            if operation == "queue" and not node.world.cluster.down:
+                node.queue(1 + n, lane.domain)
+                lane.wake()
+            elif operation in ("open", "refuse", "limit") and node.attempts:
+                if operation == "open":
+                    node.opened()
+                else:
+                    node.refused(LimitReached("L") if operation == "limit" else None)
+            elif operation in ("answer", "later", "down", "lose", "stale") and node.busy:
+                connection = node.busy[n % len(node.busy)]
+                if operation == "stale":
+                    connection.stale()
+                else:
+                    said = {"later": LATER, "down": SHUTTING_DOWN, "lose": evolve(LATER, may_have_arrived=True)}
+                    connection.answer(said.get(operation), stays=operation in ("answer", "later"))
+            elif operation == "pass":
+                node.world.clock.advance((0.03, 0.1, 0.3, 1, 5, 20)[n])
+            elif operation in ("outage", "back"):
+                node.world.cluster.down = operation == "outage"
+            elif operation in ("doubt", "sure"):
+                node.is_valid = operation == "sure"
+            self.assertEqual(node.stuck(), [])
+            self.assertTrue(all(lane.in_hand >= 0 and lane._sending >= 0 and lane._opening >= 0 for lane in node.lanes))
+        node.world.cluster.down, node.is_valid = False, True
+        for _ in range(60):
+            node.world.clock.advance(70)
+            for lane in node.lanes:
+                lane.wake()  # as the poll does
+            node.work_off()
+            self.assertEqual(node.stuck(), [])
+        places = node.world.cluster.partitions
+        self.assertEqual([name for place in places for name in place.leased], [])
+        self.assertEqual(
+            [item for place in places for item in place.items.values() if item.domain[1:] == ".example"], []
+        )
+        self.assertEqual([lane.in_hand for lane in node.lanes], [0, 0])
+        self.assertEqual(len(node.settled), len(node.taken))

@@ -1,0 +1,161 @@
+"""Limits as one process uses them: never above the cluster's maximum, never lost to an answer that did not come."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from relaycluster.node.limits import ConnectionLimits, Pace
+from relaycluster.policy.cluster import Snapshot
+from relaycluster.policy.rate import Rate
+from tests.node.world import World, result, run, snapshot
+
+MOST = 3
+
+
+class Process:
+    """One process' limits; `incarnation` may change."""
+
+    def __init__(self, world: World, incarnation: int, view: Snapshot) -> None:
+        self.incarnation, self.view = incarnation, view
+        self.limits = ConnectionLimits(world.clock, world.throttle, lambda: (self.view, self.incarnation))
+        self.open = 0
+
+    def reserve(self) -> bool:
+        granted: bool = run(self.limits.reserve("big.example", MOST))
+        self.open += granted
+        return granted
+
+    def free(self) -> None:
+        self.limits.free("big.example")
+        self.open -= 1
+
+
+class ConnectionLimitsTest(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.world = World()
+        self.one, self.two = (Process(self.world, n, snapshot(1, 2)) for n in (1, 2))
+
+    @settings(max_examples=80, deadline=None)
+    @given(
+        st.lists(st.tuples(st.sampled_from(("reserve", "reserve", "free", "pass", "lose")), st.booleans()), max_size=40)
+    )
+    def test_never_above_the_maximum(self, steps: list[tuple[str, bool]]) -> None:
+        """Two processes take and free as they like, answers get lost: together they never have more; when all are free and it is
+        quiet, the cluster counts none."""
+        world = World()
+        processes = [Process(world, n, snapshot(1, 2)) for n in (1, 2)]
+        for operation, which in steps:
+            process = processes[which]
+            if operation == "reserve":
+                process.reserve()
+            elif operation == "free" and process.open:
+                process.free()
+            elif operation == "pass":
+                world.clock.advance(0.6)
+            elif operation == "lose":
+                world.throttle.losing.add("hold")
+                self.assertFalse(process.reserve() and process.limits.open_of("big.example") > MOST)
+                world.throttle.losing.clear()
+            self.assertTrue(sum(each.open for each in processes) <= MOST)
+            self.assertEqual([each.limits.open_of("big.example") for each in processes], [p.open for p in processes])
+        for process in processes:
+            while process.open:
+                process.free()
+        world.advance(3, 0.5)
+        self.assertEqual(world.cluster.slots.get("big.example", {}), {})
+        self.assertEqual(world.clock.getDelayedCalls(), [])
+
+    def test_what_the_dead_held_is_free(self) -> None:
+        """A process dies with all connections: as soon as the other sees it, it gets them."""
+        self.assertEqual([self.one.reserve() for _ in range(MOST)], [True] * MOST)
+        self.assertFalse(self.two.reserve())
+        self.two.view = snapshot(2)
+        self.assertEqual([self.two.reserve() for _ in range(MOST)], [True] * MOST)
+
+    def test_a_freed_place_is_kept_for_a_moment_and_then_given_back(self) -> None:
+        """The next connection of a busy process costs no question; an idle one's place is the others'."""
+        for _ in range(MOST):
+            self.one.reserve()
+        asked = self.world.throttle.count("hold")
+        self.one.free()
+        self.assertTrue(self.one.reserve())
+        self.assertEqual(self.world.throttle.count("hold"), asked)
+        self.one.free()
+        self.assertFalse(self.two.reserve())
+        self.world.clock.advance(0.6)
+        self.assertTrue(self.two.reserve())
+
+    def test_renew(self) -> None:
+        """Under a new incarnation what is held is said again; what the others took meanwhile is not taken from them."""
+        self.one.reserve()
+        self.one.reserve()
+        self.one.incarnation, self.one.view = 3, snapshot(2, 3)
+        self.two.view = snapshot(2, 3)
+        self.assertEqual([self.two.reserve() for _ in range(MOST)], [True] * MOST)  # ours are the dead's
+        self.one.limits.renew()
+        self.world.clock.advance(0)
+        self.one.free()
+        self.assertFalse(self.one.reserve())
+        self.world.clock.advance(0.6)
+        self.assertEqual(self.world.cluster.slots["big.example"], {2: MOST})
+
+    def test_renew_says_it(self) -> None:
+        """…and where there is room, the cluster counts them under the new number."""
+        self.one.reserve()
+        self.one.incarnation, self.one.view = 3, snapshot(2, 3)
+        self.one.limits.renew()
+        self.world.clock.advance(0)
+        self.assertEqual(self.world.cluster.slots["big.example"][3], 1)
+
+    def test_two_at_once(self) -> None:
+        """Two reservations on their way for one place: one gets it."""
+        self.two.reserve()
+        self.two.reserve()
+        self.world.throttle.holding.add("hold")
+        both = [Deferred.fromCoroutine(self.one.limits.reserve("big.example", MOST)) for _ in range(2)]
+        self.world.throttle.let_go()
+        self.assertEqual(sorted(result(each) for each in both), [False, True])
+        self.assertEqual(self.one.limits.open_of("big.example"), 1)
+
+    def test_a_lost_answer_leaves_no_place_behind(self) -> None:
+        """The cluster counted the connection, and we did not hear of it: it is told that there is none."""
+        self.world.throttle.losing.add("hold")
+        self.assertFalse(self.one.reserve())
+        self.world.throttle.losing.clear()
+        self.world.advance(3, 0.5)
+        self.assertEqual(self.world.cluster.slots.get("big.example", {}), {})
+
+    def test_stop(self) -> None:
+        """No timer is left."""
+        self.one.reserve()
+        self.one.free()
+        self.one.limits.stop()
+        self.assertEqual(self.world.clock.getDelayedCalls(), [])
+
+
+class PaceTest(SynchronousTestCase):
+    def test_slots_are_times_of_our_clock(self) -> None:
+        """At 50/s: five slots a fifth of a tenth apart, beginning now; then: ask again later."""
+        world = World()
+        world.clock.advance(1000)
+        pace = Pace(world.clock, world.throttle, "slow.example", Rate.of(50))
+        slots, retry_seconds = result(pace.take(5))
+        self.assertEqual([round(slot - 1000, 6) for slot in slots], [0, 0.02, 0.04, 0.06, 0.08])
+        slots, retry_seconds = result(pace.take(5))
+        self.assertEqual((len(slots), retry_seconds > 0), (1, True))
+
+    def test_the_rate_holds_over_two_processes(self) -> None:
+        """Whatever two processes ask for, in no second are there more slots than the rate and its burst allow."""
+        world = World()
+        paces = [Pace(world.clock, world.throttle, "slow.example", Rate.of(20)) for _ in range(2)]
+        slots: list[float] = []
+        for n in range(300):
+            slots += result(paces[n % 2].take(7))[0]
+            world.clock.advance(0.03)
+        slots.sort()
+        for at in slots:
+            self.assertTrue(sum(at <= other < at + 1 for other in slots) <= 21)
+        self.assertTrue(len(slots) >= 8.9 * 20)
