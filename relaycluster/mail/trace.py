@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 from relaycluster.mail.envelope import Envelope
@@ -75,13 +76,7 @@ def received(session: Session, envelope: Envelope, hostname: str, queue_id: str,
     must not tell about the others (RFC 5321 7.6). Whatever the client said in HELO, no line end, comment or
     other structure of ours can come from it.
     """
-    helo = session.helo
-    peer = f" ([{address_literal(session.peer_address)}])" if session.peer_address else ""
-    if _is_domain(helo):
-        sender = f"Received: from {helo}{peer}"
-    else:
-        shown = _unprintable("?", helo[:_HELO_LENGTH]) or "nothing"
-        sender = f"Received: from unknown{peer} (HELO {shown})"
+    sender = _sender(session.helo, session.peer_address)
     tls, user = session.tls, session.user
     if envelope.smtputf8:
         protocol = _UTF8_PROTOCOLS[tls is not None, bool(user)]
@@ -108,6 +103,16 @@ def received(session: Session, envelope: Envelope, hostname: str, queue_id: str,
         parts.append(clause)
     parts.append("\r\n")
     return "".join(parts).encode()
+
+
+@lru_cache(maxsize=1024)
+def _sender(helo: str, peer_address: str) -> str:
+    """The clause that is the same for all messages of a session."""
+    peer = f" ([{address_literal(peer_address)}])" if peer_address else ""
+    if _is_domain(helo):
+        return f"Received: from {helo}{peer}"
+    shown = _unprintable("?", helo[:_HELO_LENGTH]) or "nothing"
+    return f"Received: from unknown{peer} (HELO {shown})"
 
 
 def address_literal(address: str) -> str:
