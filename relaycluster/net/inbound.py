@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Protocol, assert_never
 
-from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
     IAddress,
@@ -109,6 +108,23 @@ class SilentObserver:
     def failed(self, session: Session, failure: Failure) -> None:
         """Log it."""
         self._log.failure("inbound session {session_id}", failure, session_id=session.id)
+
+
+def _introduced(session: Session, hello: Hello) -> Session:
+    """The session after EHLO or HELO. Not `attrs.evolve`: that costs 20 µs, and this happens in each session."""
+    return Session(
+        session.id,
+        session.listener,
+        session.mode,
+        session.peer_address,
+        session.peer_port,
+        session.local_address,
+        session.local_port,
+        hello.name,
+        hello.esmtp,
+        session.tls,
+        session.user,
+    )
 
 
 class InboundFactory(Factory):
@@ -296,7 +312,7 @@ class InboundProtocol(StreamProtocol):
             self._end_content(event.size)
         elif isinstance(event, Hello):
             if event.name != self.session.helo or event.esmtp != self.session.esmtp:
-                self.session = evolve(self.session, helo=event.name, esmtp=event.esmtp)
+                self.session = _introduced(self.session, event)
         elif isinstance(event, ConnectAsked):
             self._ask("connect", self._intake.connect, self.session)
         elif isinstance(event, CloseAfterSend):

@@ -185,6 +185,16 @@ class QueueContract:
         self.assertEqual((await self.claim_one(owner)).item, later)
         await self.sound()
 
+    async def test_content_that_waits_is_the_same(self) -> None:
+        """However the store keeps it, before and after a deferral, what comes with a claim is what was queued."""
+        owner = await self.own()
+        content = b"Subject: x\r\n\r\n" + b"all work and no play\r\n" * 300
+        await self.queue.enqueue(an_item(), content, None)
+        for _ in range(3):
+            claim = await self.claim_one(owner)
+            self.assertEqual(claim.content, content)
+            await self.queue.defer(claim, evolve(claim.item, attempts=claim.item.attempts + 1), 0, None)
+
     async def test_put_back(self) -> None:
         """What was not tried waits again as it was, before what came later."""
         owner = await self.own()

@@ -109,8 +109,10 @@ class RedisQueue:
         partition = partition_of(item.domain, self.partitions)
         identifier = item.id
         owner, number = (lease[0].text, b"%d" % lease[1]) if lease else (b"", b"")
-        # What goes straight out lives for milliseconds: compressing it would cost more than its memory.
-        body = codec.pack_content(content, compress=lease is None) if item.home < 0 else b""
+        # What goes straight out is not compressed at all, whatever its size.
+        body = b""
+        if item.home < 0:
+            body = codec.pack_content(content, codec.WORTH_AT_ONCE) if lease is None else codec.RAW + content
         result = self._redis.run(
             self._enqueue,
             keys.partition_tag(partition),
@@ -284,7 +286,16 @@ class RedisQueue:
             codec.pack_notice(notice) if notice else b"",
             self._grace,
             note,
+            self._for_waiting(claim),
         ).addCallback(self._settled)
+
+    def _for_waiting(self, claim: Claim) -> bytes:
+        """The content as it shall be kept now that it has to wait: empty where it stays as it is."""
+        content = claim.content
+        if claim.item.attempts or claim.item.home >= 0 or content is None or len(content) < codec.WORTH_COMPRESSING:
+            return b""
+        packed = codec.pack_content(content)
+        return packed if packed[:1] == codec.ZSTD else b""
 
     def put_back(self, claim: Claim) -> Deferred[Settled]:
         tag = keys.partition_tag(claim.partition)

@@ -1,7 +1,7 @@
 -- defer: leased -> waiting, due later, with the item's new value; and a notice owed for recipients that failed meanwhile.
 -- KEYS: 1 partition tag
 -- ARGV: 1 offset_ms  2 id  3 token  4 new item  5 class  6 domain  7 size  8 delay_ms  9 notice id or ''  10 notice
---       11 grace_ms  12 notes known to the holder ('' for none)
+--       11 grace_ms  12 notes known to the holder ('' for none)  13 the body, compressed now that it waits ('' to leave it)
 -- Result: 'done'; 'stale'; or {'noted', note} when a stale holder reported deliveries that the holder does not know of
 -- First write: HDEL.
 -- needs: now waiting settle wake
@@ -12,6 +12,7 @@ if note and note ~= ARGV[12] then return {'noted', note} end
 redis.call('HDEL', K .. LEASED, id)
 redis.call('HDEL', K .. NOTES, id)
 redis.call('SET', K .. ITEM .. id, ARGV[4])
+if ARGV[13] ~= '' then redis.call('SET', K .. BODY .. id, ARGV[13]) end
 local now_ms = now(ARGV[1])
 if add_waiting(K, id, ARGV[5], ARGV[6], now_ms + ARGV[8], ARGV[7]) then wake(K, ARGV[6]) end
 owe(K, ARGV[9], ARGV[10], now_ms + ARGV[11])
