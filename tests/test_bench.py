@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import smtplib
 import socket
 import subprocess
@@ -28,11 +27,16 @@ from bench.run import arguments, main, titles
 from bench.suites import Plan
 from bench.tools import Load, Sink, run_load
 from relaycluster.config import load as load_configuration
+from tests.support.programs import require
 
-needs_compiler = pytest.mark.skipif(
-    not (os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")), reason="cc is missing"
-)
+needs_compiler = pytest.mark.usefixtures("compiler")
 SITE = Site("127.0.0.1", 26526, 26527, "127.1.0.", 26525, 100)
+
+
+@pytest.fixture
+def compiler() -> str:
+    """What builds the tools."""
+    return os.environ.get("CC") or require("cc")
 
 
 @pytest.fixture
@@ -300,8 +304,9 @@ class TestPeers:
 
     def test_postfix_keeps_to_its_own_directory(self, tmp_path: Path) -> None:
         """Queue, data and log of the benchmark's Postfix lie below its directory; without delivery there is no qmgr."""
-        if not shutil.which("postfix", path=f"{os.environ['PATH']}:/usr/sbin") or os.geteuid() != 0:
-            pytest.skip("postfix is missing, or this is not root")
+        require("postfix")
+        if os.geteuid() != 0:
+            pytest.skip("this is not root")
         command = peer_named("postfix").prepare(tmp_path, "accept", SITE)
         assert command[1:] == ["-c", str(tmp_path / "etc"), "start-fg"]
         done = subprocess.run(["postconf", "-c", tmp_path / "etc", "-n"], capture_output=True, text=True, check=False)
@@ -374,9 +379,9 @@ def test_redis_costs_are_differences_per_message() -> None:
     assert list(found) == ["evalsha", "ping"]
 
 
-@pytest.mark.skipif(not shutil.which("redis-server"), reason="redis-server is missing")
 def test_a_nodes_redis_is_found_by_its_socket(tmp_path: Path) -> None:
     """Wherever below its directory, at the end of however long a path, a node keeps it."""
+    require("redis-server")
     deep = tmp_path / ("d" * 60) / ("e" * 60)
     deep.mkdir(parents=True)
     assert RedisStats.find(tmp_path) is None

@@ -52,13 +52,13 @@ class Lane:
     """See the module. `in_hand` counts the claims that this lane has not handed to the settlement yet."""
 
     __slots__ = (
+        "_carrying",
         "_claiming",
         "_means",
         "_open_after",
         "_opening",
         "_parked_until",
         "_route",
-        "_sending",
         "_stale",
         "_timer",
         "_waiting",
@@ -82,13 +82,18 @@ class Lane:
         self._means = means
         self._waiting: deque[tuple[Claim, float]] = deque()  # with the time until which its slot is good
         self._stale: set[bytes] = set()  # claims that met a connection which was closed already
-        self._sending = 0
+        self._carrying: set[OutboundConnection] = set()
         self._opening = 0
         self._claiming = False
         self._parked_until = 0.0
         self._open_after = 0.0
         self._route: Route | None = None
         self._timer: IDelayedCall | None = None
+
+    @property
+    def _sending(self) -> int:
+        """How many connections carry mail of this lane."""
+        return len(self._carrying)
 
     @property
     def in_hand(self) -> int:
@@ -158,15 +163,22 @@ class Lane:
                 Deferred.fromCoroutine(self._claim(owner, wanted)).addErrback(self._bug, None)
 
     def _bug(self, failure: Any, claim: Claim | None) -> None:
-        """Nothing may be lost to a fault of our own: it is told, and the claim goes back."""
+        """Nothing may be lost to a fault of our own: it is told, and the claim is tried again, marked, as nobody knows how far it
+        came."""
         self._means.log.emit(
             events.Error(
                 type(failure.value).__name__, f"lane {self.domain}", str(failure.value), failure.getTraceback()
             )
         )
         if claim is not None:
-            internal = trouble.judge_local(Stage.ROUTING, LocalTrouble.INTERNAL).outcome
-            self._means.settlement.settle(claim, [(who, internal) for who in claim.item.envelope.recipients])
+            reply = trouble.LOCAL_REPLIES[LocalTrouble.INTERNAL]
+            internal = outcome.Deferred(reply, Stage.ROUTING, may_have_arrived=True)
+            self._means.settlement.settle(claim, [(who, internal) for who in _left(claim)])
+
+    def _bug_in_sending(self, failure: Any, claim: Claim, connection: OutboundConnection) -> None:
+        self._bug(failure, claim)
+        connection.abort()
+        self._done(connection)
 
     # Claiming
 
@@ -359,19 +371,23 @@ class Lane:
     def _send(self, connection: OutboundConnection, claim: Claim, good_until: float) -> None:
         means = self._means
         if good_until < self.used_seconds or claim.content is None or claim.item.chunks or claim.delivered:
-            self._sending += 1
-            Deferred.fromCoroutine(self._send_slowly(connection, claim, good_until)).addErrback(self._bug, claim)
+            self._carrying.add(connection)
+            Deferred.fromCoroutine(self._send_slowly(connection, claim, good_until)).addErrback(
+                self._bug_in_sending, claim, connection
+            )
             return
         item = claim.item
         transaction = Transaction(item.envelope, claim.content, item.size, partial(means.proves, claim.token))
         if connection.needs_seven_bit(transaction):
-            self._sending += 1
-            Deferred.fromCoroutine(self._send_slowly(connection, claim, good_until)).addErrback(self._bug, claim)
+            self._carrying.add(connection)
+            Deferred.fromCoroutine(self._send_slowly(connection, claim, good_until)).addErrback(
+                self._bug_in_sending, claim, connection
+            )
             return
-        self._sending += 1
+        self._carrying.add(connection)
         sent = connection.send(transaction)
         sent.addCallback(self._sent, connection, claim, item.envelope.recipients, means.clock.seconds())
-        sent.addErrback(self._bug, claim)
+        sent.addErrback(self._bug_in_sending, claim, connection)
 
     async def _send_slowly(self, connection: OutboundConnection, claim: Claim, good_until: float) -> None:
         """The ways that are not hot: a slot that is past, content to fetch, recipients that are done, seven bits."""
@@ -513,7 +529,9 @@ class Lane:
 
     def _done(self, connection: OutboundConnection) -> None:
         """The connection is free: the next claim, or the pool."""
-        self._sending -= 1
+        if connection not in self._carrying:
+            return  # a fault after its end was dealt with
+        self._carrying.discard(connection)
         self._next(connection)
 
     def _next(self, connection: OutboundConnection) -> None:
