@@ -28,6 +28,7 @@ from relaycluster.node.crowd import LimitReached
 from relaycluster.node.limits import SLOT_GRACE_SECONDS
 from relaycluster.node.means import Means
 from relaycluster.node.routes import NoRoute, Route
+from relaycluster.node.verdicts import for_next_host, judged, recipients_left, too_many
 from relaycluster.policy import trouble
 from relaycluster.policy.cluster import Ownership
 from relaycluster.policy.routing import DestinationSettings
@@ -173,7 +174,7 @@ class Lane:
         if claim is not None:
             reply = trouble.LOCAL_REPLIES[LocalTrouble.INTERNAL]
             internal = outcome.Deferred(reply, Stage.ROUTING, may_have_arrived=True)
-            self._means.settlement.settle(claim, [(who, internal) for who in _left(claim)])
+            self._means.settlement.settle(claim, [(who, internal) for who in recipients_left(claim)])
 
     def _bug_in_sending(self, failure: Any, claim: Claim, connection: OutboundConnection) -> None:
         self._bug(failure, claim)
@@ -361,7 +362,7 @@ class Lane:
             return
         self._route = None
         for claim, _ in self._waiting:
-            self._means.settlement.settle(claim, [(who, result) for who in _left(claim)])
+            self._means.settlement.settle(claim, [(who, result) for who in recipients_left(claim)])
         self._waiting.clear()
         if isinstance(result, outcome.Deferred) and result.stage is not Stage.ROUTING:
             self._wait(PARKED_SECONDS)
@@ -392,7 +393,7 @@ class Lane:
     async def _send_slowly(self, connection: OutboundConnection, claim: Claim, good_until: float) -> None:
         """The ways that are not hot: a slot that is past, content to fetch, recipients that are done, seven bits."""
         means = self._means
-        recipients = _left(claim)
+        recipients = recipients_left(claim)
         if not recipients:
             means.settlement.delivered(claim, (), (outcome.Delivered(_REPORTED),))
             self._done(connection)
@@ -485,11 +486,11 @@ class Lane:
             self._done(connection)
             return
         self._attempted(claim, connection.target, outcomes[-1], elapsed, connection)
-        pairs = [(who, _judged(each)) for who, each in zip(recipients, outcomes, strict=True)]
+        pairs = [(who, judged(each)) for who, each in zip(recipients, outcomes, strict=True)]
         gone = not connection.usable
-        again = [who for who, each in pairs if _for_next_host(each, gone)]
+        again = [who for who, each in pairs if for_next_host(each, gone)]
         target = connection.target
-        rest = _too_many(pairs)
+        rest = too_many(pairs)
         if rest and not gone:
             # RFC 5321 4.5.3.1.10: the host takes so many at once; the others follow at once, in transactions of their own.
             done = Deferred.fromCoroutine(self._send_rest(connection, claim, pairs, rest))
@@ -519,9 +520,9 @@ class Lane:
                 started = means.clock.seconds()
                 outcomes = await connection.send(transaction)
                 self._attempted(claim, connection.target, outcomes[-1], means.clock.seconds() - started, connection)
-                some = [(who, _judged(each)) for who, each in zip(rest, outcomes, strict=True)]
+                some = [(who, judged(each)) for who, each in zip(rest, outcomes, strict=True)]
                 results.update(some)
-                rest = _too_many(some)
+                rest = too_many(some)
         except QueueError:
             pass  # the content could not be read: the rest is tried later
         self._done(connection)
@@ -586,9 +587,9 @@ class Lane:
                 self._attempted(claim, found.target, outcomes[-1], means.clock.seconds() - started, found)
                 gone = not found.usable
                 means.pool.release(found, self.settings.messages_per_connection)
-                judged = [(who, _judged(each)) for who, each in zip(again, outcomes, strict=True)]
-                results.update(judged)
-                again = [who for who, each in judged if _for_next_host(each, gone)]
+                some = [(who, judged(each)) for who, each in zip(again, outcomes, strict=True)]
+                results.update(some)
+                again = [who for who, each in some if for_next_host(each, gone)]
         except QueueError:
             pass  # the content could not be read: what is known so far counts
         finally:
@@ -618,38 +619,3 @@ class Lane:
                 str(result.reply),
             )
         )
-
-
-def _left(claim: Claim) -> tuple[Address, ...]:
-    """The recipients that nobody has delivered to."""
-    recipients = claim.item.envelope.recipients
-    if not claim.delivered:
-        return recipients
-    return tuple(who for who in recipients if who.text not in claim.delivered)
-
-
-def _judged(each: Outcome) -> Outcome:
-    """The outcome as the failure policy sees it: a 5yz that is to be read as transient, for one."""
-    if isinstance(each, outcome.Failed) and trouble.was_said_by_host(each):
-        return trouble.judge(each.stage, each.reply, each.host).outcome
-    return each
-
-
-def _too_many(pairs: Sequence[tuple[Address, Outcome]]) -> list[Address]:
-    """Recipients that were only too many for one transaction; nobody when it took none at all."""
-    if not any(isinstance(each, outcome.Delivered) for _, each in pairs):
-        return []
-    return [
-        who
-        for who, each in pairs
-        if isinstance(each, outcome.Deferred)
-        and each.stage is Stage.RCPT
-        and trouble.is_too_many_recipients(each.reply)
-    ]
-
-
-def _for_next_host(each: Outcome, gone: bool) -> bool:
-    """Whether another host may take it now: the trouble was this host's, and it certainly has not got the message."""
-    if not isinstance(each, outcome.Deferred) or each.may_have_arrived:
-        return False
-    return gone or trouble.judge(each.stage, each.reply, each.host).try_next_host

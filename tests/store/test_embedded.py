@@ -85,7 +85,7 @@ def test_a_newer_files_are_not_touched(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_one_node_for_a_state_directory(tmp_path: Path) -> None:
     """The second is refused by name; the key stays over restarts."""
-    from relaycluster.app import StateDirectory
+    from relaycluster.store.state_directory import StateDirectory
 
     first = StateDirectory(tmp_path)
     with pytest.raises(RedisRefused, match="another node runs"):

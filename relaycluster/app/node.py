@@ -1,18 +1,15 @@
-"""The only place where objects are wired together: one node, from its configuration."""
+"""One node, from its configuration: everything that it consists of is made and connected here."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import secrets
-import select
 import signal
 import time
 from collections.abc import Callable, Sequence
-from ipaddress import ip_address
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from twisted.application.service import Service
@@ -21,10 +18,10 @@ from twisted.internet.defer import Deferred, DeferredList
 from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort, IStreamClientEndpoint
-from twisted.internet.ssl import optionsForClientTLS, trustRootFromCertificates
 from twisted.python.failure import Failure
 
 from relaycluster import __version__, events
+from relaycluster.app import settings as settings_of
 from relaycluster.config import Config, ConfigError, load, warnings
 from relaycluster.events import EventLog
 from relaycluster.interfaces import QueueError, QueueFull
@@ -33,12 +30,12 @@ from relaycluster.net import outbound
 from relaycluster.net.dns_client import ClientSettings
 from relaycluster.net.http import MachineSite
 from relaycluster.net.inbound import InboundFactory
-from relaycluster.net.inbound_sessions import InboundSessions, SessionLimits
+from relaycluster.net.inbound_sessions import InboundSessions
+from relaycluster.net.lines import LineWriter
 from relaycluster.net.outbound import OutboundConnection, OutboundSettings, Target
 from relaycluster.net.pool import ConnectionPool
 from relaycluster.net.resolver import Resolver, system_servers
 from relaycluster.net.tls import ClientTLS
-from relaycluster.node.access import Access
 from relaycluster.node.crowd import Crowd, LimitReached
 from relaycluster.node.delivery import Delivery
 from relaycluster.node.edge import Edge, EdgeSettings
@@ -49,9 +46,9 @@ from relaycluster.node.membership import Heart
 from relaycluster.node.observer import Observer
 from relaycluster.node.partitions import Partitions
 from relaycluster.node.routes import Routes
-from relaycluster.node.settle import RetrySettings, Settlement
+from relaycluster.node.settle import Settlement
 from relaycluster.policy.cluster import Member, Snapshot
-from relaycluster.smtp.server_settings import Dialect, ServerSettings
+from relaycluster.smtp.server_settings import Dialect
 from relaycluster.store.redis import checks, embedded, keys
 from relaycluster.store.redis.connection import (
     Credentials,
@@ -63,6 +60,7 @@ from relaycluster.store.redis.connection import (
 from relaycluster.store.redis.membership import LeaseSettings, RedisMembership, found
 from relaycluster.store.redis.queue import QueueSettings, RedisQueue
 from relaycluster.store.redis.throttle import RedisThrottle
+from relaycluster.store.state_directory import StateDirectory
 
 reactor: Any = _reactor
 # Timers must not follow the wall clock: a jump of it would freeze or fire every one of them.
@@ -72,79 +70,10 @@ START_SECONDS = 15.0
 """So long a node waits for Redis when it starts; then it says why not and ends."""
 BACKLOG = 1024
 REVIVE_SECONDS = 0.5
-MOST_UNREAD_LOG = 4 << 20
-LOG_AGAIN_SECONDS = 0.05
 
 
 FIXED_SECTIONS = ("node", "redis", "listener", "tls", "dns", "http", "log")
 """What SIGHUP can not change."""
-
-
-class StateDirectory:
-    """The node's directory, locked for as long as the process lives: one process for each."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            path.mkdir(mode=0o750, parents=True, exist_ok=True)
-            self._lock: IO[str] = (path / "lock").open("a+", encoding="ascii")
-        except OSError as error:
-            raise RedisRefused(f"cannot use [node] state_dir {path}: {error.strerror}") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RedisRefused(
-                f"another node runs with [node] state_dir {path}: stop it, or give this one its own"
-            ) from None
-        self.path = path
-        key = path / "node.key"
-        if not key.exists():
-            key.write_text(secrets.token_hex(16), encoding="ascii")
-        self.key = key.read_text(encoding="ascii").strip()
-
-
-class LineWriter:
-    """Writes log lines to standard output, together once a turn of the reactor, and never waits for whoever reads them: what a
-    reader that has stopped leaves no room for is dropped, and counted."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._lines: list[bytes] = []
-        self._rest = b""
-        self._dropped = 0
-        self._poll = select.poll()
-        self._poll.register(descriptor, select.POLLOUT)
-
-    def __call__(self, line: bytes) -> None:
-        if not reactor.running:
-            self._lines.append(line)
-            self.flush()
-        elif len(self._rest) > MOST_UNREAD_LOG:
-            self._dropped += 1
-        else:
-            if not self._lines and not self._rest:
-                reactor.callLater(0, self.flush)
-            self._lines.append(line)
-
-    def flush(self) -> None:
-        """Write what there is, as far as it is taken at once."""
-        data = self._rest + b"".join(self._lines)
-        self._lines.clear()
-        at = 0
-        try:
-            while at < len(data) and self._poll.poll(0):
-                # What is writable takes so much without blocking (POSIX: PIPE_BUF).
-                at += os.write(self._descriptor, data[at : at + select.PIPE_BUF])
-        except OSError:
-            at = len(data)  # nobody listens any more: mail goes on
-        self._rest = data[at:]
-        if self._rest:
-            if reactor.running:
-                reactor.callLater(LOG_AGAIN_SECONDS, self.flush)
-        elif self._dropped:
-            text = f"{self._dropped} log lines were dropped: nobody read them"
-            self._dropped = 0
-            self._lines.append(b'{"event":"warning","severity":"warning","text":"%s","place":"log"}\n' % text.encode())
-            reactor.callLater(0, self.flush)
 
 
 class Node(Service):
@@ -154,7 +83,7 @@ class Node(Service):
         self._config = config
         self._reload = reload
         self._start_failed = start_failed
-        self._write = LineWriter(1)
+        self._write = LineWriter(reactor, 1)
         self.log = EventLog(self._write, time.time, config.log.format)
         self._ports: list[tuple[str, IListeningPort]] = []
         self._redis_server: embedded.EmbeddedRedis | None = None
@@ -249,7 +178,7 @@ class Node(Service):
             self._redis_target = f"{'rediss' if target.tls else 'redis'}://{target.host}:{target.port}"
             endpoint = HostnameEndpoint(reactor, target.host, target.port, timeout=5)
             if target.tls:
-                endpoint = wrapClientTLS(_tls_for(target.host, target.ca_file), endpoint)
+                endpoint = wrapClientTLS(settings_of.tls_for(target.host, target.ca_file), endpoint)
         credentials = Credentials(target.username, target.password)
 
         async def approve(protocol: LeanProtocol) -> None:
@@ -295,7 +224,7 @@ class Node(Service):
         self._janitor: Janitor | None = None
         if "delivery" in config.node.roles:
             self._wire_delivery()
-        self._sessions = InboundSessions(_session_limits(config))
+        self._sessions = InboundSessions(settings_of.session_limits(config))
         self._edge: Edge | None = None
         self._site = MachineSite(reactor, registry, self._gate.reasons)
         redis.factory.observe = metrics.redis_observed
@@ -311,7 +240,7 @@ class Node(Service):
             self._edge = Edge(
                 reactor,
                 self._queue,
-                _access(config),
+                settings_of.access(config),
                 EdgeSettings(config.node.hostname, {str(each.address): each.priority for each in config.listener}),
                 time.time,
                 lambda: secrets.randbits(65),
@@ -359,11 +288,11 @@ class Node(Service):
             resolver,
             random.SystemRandom().shuffle,
             frozenset({config.node.hostname}),
-            _own_listeners(config),
+            settings_of.own_listeners(config),
             reactor.seconds,
         )
         self._settlement = Settlement(
-            reactor, self._queue, metrics, log, _retry(config), config.node.hostname, random.random
+            reactor, self._queue, metrics, log, settings_of.retry(config), config.node.hostname, random.random
         )
         partitions = self._partitions = Partitions(reactor, self._queue, config.node.id)
         partitions.on_acquired = self._acquired
@@ -405,7 +334,7 @@ class Node(Service):
         for listener in config.listener:
             factory = InboundFactory(
                 intake=self._edge,
-                settings=_server_settings(config),
+                settings=settings_of.server_settings(config),
                 sessions=self._sessions,
                 clock=reactor,
                 listener=str(listener.address),
@@ -554,14 +483,14 @@ class Node(Service):
             return
         self._config = config
         if self._edge is not None:
-            self._edge.use(_access(config))
-            self._sessions.limits = _session_limits(config)
+            self._edge.use(settings_of.access(config))
+            self._sessions.limits = settings_of.session_limits(config)
             for factory in self._factories:
-                factory.dialect = Dialect(_server_settings(config))
+                factory.dialect = Dialect(settings_of.server_settings(config))
         if self._delivery is not None:
             self._table = config.routes()
             self._delivery.use(self._table)
-            self._settlement.use(_retry(config))
+            self._settlement.use(settings_of.retry(config))
         self._metrics.config_reloads["applied"].inc()
         self.log.emit(events.ConfigLoaded(""))
 
@@ -641,67 +570,6 @@ async def _within(done: Deferred[Any], seconds: float) -> None:
     await waiting
     if timer.active():
         timer.cancel()
-
-
-def _tls_for(host: str, ca_file: str) -> Any:
-    if not ca_file:
-        return optionsForClientTLS(host)
-    from twisted.internet.ssl import Certificate
-
-    text = Path(ca_file).read_bytes()
-    end = b"-----END CERTIFICATE-----\n"
-    blocks = [block + end for block in text.split(end)[:-1]]
-    return optionsForClientTLS(
-        host, trustRoot=trustRootFromCertificates([Certificate.loadPEM(block) for block in blocks])
-    )
-
-
-def _own_listeners(config: Config) -> Callable[[str, int], bool]:
-    """Whether a connection to an address and port would come to one of our own listeners."""
-    own = {(str(listener.address.host), listener.address.port) for listener in config.listener}
-    anywhere = {port for host, port in own if ip_address(host).is_unspecified}
-
-    def is_own(address: str, port: int) -> bool:
-        if (address, port) in own:
-            return True
-        there = ip_address(address)
-        # Unspecified means this machine; what listens everywhere listens on loopback, too.
-        return (there.is_unspecified and any(port == each for _, each in own)) or (
-            there.is_loopback and port in anywhere
-        )
-
-    return is_own
-
-
-def _access(config: Config) -> Access:
-    networks = {str(listener.address): config.access.networks_for(listener) for listener in config.listener}
-    return Access.of(networks, config.access.relay_domains)
-
-
-def _retry(config: Config) -> RetrySettings:
-    delivery = config.delivery
-    return RetrySettings(tuple(delivery.retry), delivery.lifetime, delivery.delay_notice)
-
-
-def _server_settings(config: Config) -> ServerSettings:
-    return ServerSettings(
-        hostname=config.node.hostname,
-        message_size_bytes=config.limits.message_size,
-        recipients=config.limits.recipients,
-        errors=config.limits.errors,
-    )
-
-
-def _session_limits(config: Config) -> SessionLimits:
-    limits = config.limits
-    return SessionLimits(
-        connections=limits.connections,
-        connections_per_client=limits.connections_per_client,
-        command_timeout_seconds=limits.command_timeout,
-        data_timeout_seconds=limits.data_timeout,
-        transaction_seconds=limits.transaction_time,
-        minimum_data_rate=limits.minimum_data_rate,
-    )
 
 
 def make_node(path: str | None, overrides: dict[str, object], start_failed: Callable[[str], None]) -> Node:
