@@ -150,6 +150,8 @@ class LeanProtocol(txredisapi.RedisProtocol):  # type: ignore[misc]
         self.factory.observe(operation, self._clock.seconds() - sent)
         if isinstance(reply, Exception):
             self.factory.failed(reply)
+            if str(reply).startswith("READONLY"):
+                self.transport.abortConnection()  # it was demoted: connect anew, and look whether it is a primary
             result.errback(Failure(reply))
         else:
             result.callback(reply)
