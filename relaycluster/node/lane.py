@@ -155,7 +155,9 @@ class Lane:
             # Nothing will call us: look again when a connection may be opened.
             self._wake_up_after(max(NO_OPENING_SECONDS / 4, self._open_after - self.used_seconds))
         if self.more and not self._claiming and self.used_seconds >= self._parked_until and means.valid():
-            wanted = min(MOST_CLAIMED, self.settings.connections, 2 * (self._sending + 1)) - self.in_hand
+            # A paced lane claims for all slots that it can get ahead of their time: one that is asked for late is lost.
+            most = 2 * (self._sending + 1) if self.pace is None else MOST_CLAIMED
+            wanted = min(MOST_CLAIMED, self.settings.connections, most) - self.in_hand
             owner = means.owner_of(self.partition)
             if owner is None:
                 self.more = False  # not ours now; whoever owns it polls
@@ -186,6 +188,7 @@ class Lane:
     async def _claim(self, owner: Ownership, wanted: int) -> None:
         means = self._means
         slots: list[float] = []
+        retry_seconds = 0.0
         number = 0
         try:
             if self.pace is not None:
@@ -211,7 +214,7 @@ class Lane:
                     self.elsewhere += 1
                     means.clock.callLater(slots[at] - now, self._on_time, claim, slots[at])
             if slots and self.more:
-                self._wait(slots[-1] - now)
+                self._wait(retry_seconds)
         except NotOwner:
             means.lost(owner)
         except QueueError:
