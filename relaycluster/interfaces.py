@@ -69,14 +69,6 @@ class IMXResolver(Interface):
         """The addresses of an MX host."""
 
 
-class ILease(Interface):
-    """Whether this node may act as an owner right now."""
-
-    valid = Attribute(
-        "A callable without arguments that returns True while the node's lease is proven by its own clock."
-    )
-
-
 class QueueError(Exception):
     """The queue could not do what was asked, and nothing was half-done."""
 

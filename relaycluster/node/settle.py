@@ -81,7 +81,7 @@ class Settlement:
 
     def delivered(self, claim: Claim, recipients: Sequence[Address], outcomes: Sequence[Outcome]) -> None:
         """All recipients were delivered: the hot path."""
-        self._finish(claim, None)
+        self._finish(claim)
         item = claim.item
         first = outcomes[0]
         waited = max(0.0, (self._queue.now_ms() - item.arrived_ms) / 1000)
@@ -101,9 +101,9 @@ class Settlement:
             )
         )
 
-    def _finish(self, claim: Claim, _: Any) -> None:
+    def _finish(self, claim: Claim) -> None:
         self._queue.finish(claim, True, None).addCallbacks(
-            self._finished, self.later, callbackArgs=(claim,), errbackArgs=(lambda: self._finish(claim, None),)
+            self._finished, self.later, callbackArgs=(claim,), errbackArgs=(lambda: self._finish(claim),)
         )
 
     def _finished(self, settled: Settled, claim: Claim) -> None:

@@ -15,6 +15,7 @@ from attrs import define, evolve, field, frozen
 from relaycluster.mail.item import Claim, Item, Notice
 from relaycluster.policy.cluster import Ownership, Snapshot
 
+# Entries of an index that are not domains: work of the partition itself. A domain has no asterisk.
 SPREAD_WORK = "*spread"
 NOTICE_WORK = "*notices"
 
@@ -106,10 +107,6 @@ class Partition:
             self.work.pop(SPREAD_WORK, None)
 
     # Holding
-
-    def due_at(self, item_id: str) -> int:
-        """When a waiting item may be claimed, its domain's pause left aside."""
-        return self.waiting[item_id]
 
     def index(self) -> dict[str, int]:
         """When each domain, and the partition's own work, has something to do next."""

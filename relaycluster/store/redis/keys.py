@@ -39,9 +39,6 @@ SUFFIXES = {
     "SLOTS": b":slots",
 }
 
-# Entries of an index that are not domains: work of the partition itself. A domain has no asterisk.
-SPREAD_WORK = "*spread"
-NOTICE_WORK = "*notices"
 
 DONE_SLOT_LENGTH = 7
 """Settled ids are kept together by so many characters of the id, which are its time in steps of 32.8 s: small hashes, which

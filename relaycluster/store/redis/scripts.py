@@ -13,6 +13,7 @@ from importlib.resources import files
 
 from attrs import frozen
 
+from relaycluster.policy import lifecycle
 from relaycluster.store.redis import keys
 
 _NEEDS = re.compile(r"^-- needs: (.*)$", re.MULTILINE)
@@ -20,8 +21,8 @@ _CONSTANT = re.compile(r"\b([A-Z][A-Z_]+)\b")
 
 CONSTANTS = {
     **{name: f"'{suffix.decode()}'" for name, suffix in keys.SUFFIXES.items()},
-    "SPREAD_WORK": f"'{keys.SPREAD_WORK}'",
-    "NOTICE_WORK": f"'{keys.NOTICE_WORK}'",
+    "SPREAD_WORK": f"'{lifecycle.SPREAD_WORK}'",
+    "NOTICE_WORK": f"'{lifecycle.NOTICE_WORK}'",
     "WAKE_CHANNEL": f"'{keys.WAKE_CHANNEL.decode()}'",
     "MEMBERSHIP_CHANNEL": f"'{keys.MEMBERSHIP_CHANNEL.decode()}'",
 }
