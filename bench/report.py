@@ -56,6 +56,13 @@ COSTS = (
 )
 LINES: dict[str, tuple[Line, ...]] = {
     "accept": (Line("rate", "messages/s"), Line("cpu_per_1000", "CPU seconds per 1,000", 3), *COMMON),
+    "tls": (
+        Line("rate", "messages/s"),
+        Line("cpu_per_1000", "CPU seconds per 1,000", 3),
+        Line("accepted_p50_ms", "connect to 250, p50 ms", 1),
+        Line("accepted_p99_ms", "connect to 250, p99 ms", 1),
+        *COMMON,
+    ),
     "relay": (
         Line("rate", "end to end, messages/s"),
         Line("accept_rate", "accepted meanwhile, messages/s"),
@@ -149,6 +156,13 @@ def redis_table(results: Iterable[Result], rows: int = 8) -> str:
         f"  {name:<{LABEL_WIDTH - 2}}{calls:>12.2f}{us:>12.1f}" for us, calls, name in sorted(found)[: -rows - 1 : -1]
     ]
     return "\n".join([*out, "  (what a script calls counts there and under evalsha, too)"])
+
+
+def remarks(results: Sequence[Result]) -> list[str]:
+    """What the suite tls compares: not only speed, but also what each peer does for a password."""
+    found = [f"{result.peer}: {check}" for result in results if (check := result.values.get("password_check"))]
+    found += [f"TLS: {negotiated}" for result in results if (negotiated := result.values.get("tls"))]
+    return list(dict.fromkeys(found))
 
 
 def warnings(results: Sequence[Result]) -> list[str]:

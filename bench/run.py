@@ -26,7 +26,7 @@ if not __package__:  # bench/run.py by its path: this directory must not shadow 
 from bench.errors import BenchError  # noqa: E402
 from bench.machine import assert_durable, describe  # noqa: E402
 from bench.peers import Peer, Site, peer_named  # noqa: E402
-from bench.report import Result, broken_promises, redis_table, table, warnings, write_json  # noqa: E402
+from bench.report import Result, broken_promises, redis_table, remarks, table, warnings, write_json  # noqa: E402
 from bench.suites import DEFAULT_SUITES, KIB, QUICK, RELAYED_SIZE, SUITES, Bench, Plan, ceilings  # noqa: E402
 from bench.tools import Sink, assert_free, build  # noqa: E402
 
@@ -40,6 +40,8 @@ def titles(plan: Plan) -> dict[str, str]:
     relayed = f"{RELAYED_SIZE // KIB} KiB"
     return {
         "accept": "ACCEPT  queued durably, delivery off; 20 connections, closed loop",
+        "tls": f"TLS  {relayed} queued durably, delivery off; 20 connections at a time, for each message a new one with a full "
+        "handshake and AUTH PLAIN",
         "relay": f"RELAY  {plan.relay_messages:,} × {relayed} to {DOMAINS} domains; 20 connections, 100 messages on each",
         "latency": f"LATENCY  {relayed}, open loop at {plan.latency_rate:.0f}/s, a connection for each message",
         "deep": f"DEEP QUEUE  {plan.deep_messages:,} × 2 KiB queued, delivery off",
@@ -182,6 +184,8 @@ def print_report(head: dict[str, object], plan: Plan, results: list[Result], fai
             break
     print(f"medians of {head['runs']}; (least–most)\n")
     print(table(results, titles(plan)))
+    if notes := remarks(results):
+        print("\n" + "\n".join(f"  {note}" for note in notes))
     if costs := redis_table(result for result in results if result.suite == "relay"):
         print(f"\n{costs}")
     for text in [*warnings(results), *broken_promises(results, OURS), *failures]:

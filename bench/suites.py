@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
+import base64
 import itertools
+import os
+import secrets
+import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bench.errors import BenchError
 from bench.node import Node, Reading
-from bench.peers import Peer, Site
+from bench.peers import Credentials, Peer, Site
 from bench.redis_stats import command_costs
 from bench.tools import Load, Sink, run_load
+from bench.tools import build as tools_build
 
 KIB = 1024
 RELAYED_SIZE = 5 * KIB
+# What certificate authorities hand out today, and what they did until lately.
+KEYS = {"ECDSA P-256": ("ec", "-pkeyopt", "ec_paramgen_curve:P-256"), "RSA-2048": ("rsa:2048",)}
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,7 @@ class Plan:
 
     accept_sizes: tuple[int, ...] = (2 * KIB, 10 * KIB, 100 * KIB)
     accept_seconds: float = 3.0
+    tls_seconds: float = 5.0
     relay_messages: int = 20_000
     warm_up_messages: int = 500
     latency_rate: float = 100.0
@@ -35,6 +45,7 @@ class Plan:
 QUICK = Plan(
     accept_sizes=(10 * KIB,),
     accept_seconds=1.0,
+    tls_seconds=1.5,
     relay_messages=2_000,
     warm_up_messages=200,
     latency_seconds=3.0,
@@ -145,6 +156,66 @@ def accept(bench: Bench, peer: Peer) -> dict[str, Row]:
     return rows
 
 
+def tls(bench: Bench, peer: Peer) -> dict[str, Row]:
+    """Submission as applications do it: for each message a connection with a full TLS handshake and AUTH PLAIN; mail is queued
+    durably and stays."""
+    tools_build(names=("load-tls",))
+    rows = {}
+    for name, algorithm in KEYS.items():
+        credentials = certificate(bench.work, algorithm)
+        secured = replace(bench, site=replace(bench.site, credentials=credentials))
+        initial = base64.b64encode(f"\0{credentials.user}\0{credentials.password}".encode()).decode()
+        with secured.node(peer, "secured") as node:
+            load = Load(
+                size=RELAYED_SIZE, seconds=bench.plan.tls_seconds, per_connection=1, starttls=True, auth=initial
+            )
+            secured.load(replace(load, seconds=0, messages=bench.plan.warm_up_messages // 5), next(bench.run_ids))
+            before = node.read()
+            counted, _ = secured.load(load, next(bench.run_ids))
+            after = node.read()
+            if counted["resumed"]:
+                raise BenchError(f"{counted['resumed']} TLS sessions were resumed: not what is to be measured")
+            rows[f"{name} certificate"] = {
+                "rate": counted["rate"],
+                "accepted_p50_ms": counted["latency_ms"].get("p50"),
+                "accepted_p99_ms": counted["latency_ms"].get("p99"),
+                "tls": counted["tls"],
+                "password_check": peer.password_check(),
+                **_refusals(counted),
+                **cost(before, after, counted["accepted"], counted["cpu_seconds"]),
+                "counted_by": node.counted_by,
+            }
+    return rows
+
+
+def certificate(work: Path, algorithm: tuple[str, ...]) -> Credentials:
+    """A certificate of our own making with a key of this kind, and the suite's user; made once in a run of the benchmark."""
+    stem = work / f"bench.{os.getpid()}.{'-'.join(algorithm).replace(':', '-')}"
+    made = Credentials(stem.with_suffix(".pem"), stem.with_suffix(".key"), "bench", secrets.token_urlsafe(12))
+    if not made.certificate.exists():
+        command: list[str | Path] = ["openssl", "req", "-x509", "-nodes", "-newkey", *algorithm, "-days", "2"]
+        command += [
+            "-subj",
+            "/CN=bench.test",
+            "-addext",
+            "subjectAltName=DNS:bench.test",
+            "-keyout",
+            made.key,
+            "-out",
+            made.certificate,
+        ]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            raise BenchError("the suite tls needs the command openssl") from None
+        if done.returncode:
+            raise BenchError(f"openssl: {done.stderr.strip()}")
+        made.key.chmod(0o600)
+        for path in (made.certificate, made.key):
+            atexit.register(path.unlink, missing_ok=True)
+    return made
+
+
 def relay(bench: Bench, peer: Peer) -> dict[str, Row]:
     """Accept and send on at once, until the sink has everything: the rate from the first byte in to the last one out."""
     with bench.node(peer, "relay") as node:
@@ -252,5 +323,5 @@ def _arrivals(accepted: int, bench: Bench, arrived: dict[str, Any]) -> Row:
     }
 
 
-SUITES: dict[str, Suite] = {"accept": accept, "relay": relay, "latency": latency, "deep": deep}
-DEFAULT_SUITES = ("accept", "relay", "latency")
+SUITES: dict[str, Suite] = {"accept": accept, "tls": tls, "relay": relay, "latency": latency, "deep": deep}
+DEFAULT_SUITES = ("accept", "tls", "relay", "latency")

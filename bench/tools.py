@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,24 +20,34 @@ HERE = Path(__file__).resolve().parent
 SOURCES = HERE / "tools"
 BUILD = HERE / "build"
 FLAGS = ("-std=gnu11", "-O2", "-ftree-vectorize", "-Wall", "-Wextra")
+# Program → its source and what else the compiler is told.
+PROGRAMS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "load": ("load.c", ()),
+    "sink": ("sink.c", ()),
+    "load-tls": ("load.c", ("-DWITH_TLS", "-lssl", "-lcrypto")),
+}
 
 
-def build(into: Path = BUILD) -> None:
+def build(into: Path = BUILD, names: Sequence[str] = ("load", "sink")) -> None:
     """Compile what is older than its sources."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     shared = (SOURCES / "common.h").stat().st_mtime
     into.mkdir(parents=True, exist_ok=True)
-    for name in ("load", "sink"):
-        source, program = SOURCES / f"{name}.c", into / name
+    for name in names:
+        file, options = PROGRAMS[name]
+        source, program = SOURCES / file, into / name
         if program.exists() and program.stat().st_mtime > max(source.stat().st_mtime, shared):
             continue
         if not compiler:
             raise BenchError("no C compiler: the load generator and the sink are built with cc (Debian: gcc libc6-dev)")
         # Built beside and renamed, so that two benchmarks that start at once cannot run half a program.
         unfinished = program.with_suffix(f".{os.getpid()}")
-        done = subprocess.run([compiler, *FLAGS, "-o", unfinished, source], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [compiler, *FLAGS, "-o", unfinished, source, *options], capture_output=True, text=True, check=False
+        )
         if done.returncode:
-            raise BenchError(f"{source} does not compile:\n{done.stderr}")
+            hint = " (TLS needs Debian's libssl-dev)" if options else ""
+            raise BenchError(f"{source} does not compile{hint}:\n{done.stderr}")
         unfinished.replace(program)
 
 
@@ -133,6 +143,13 @@ class Load:
     domains: int = 100
     rate: float = 0
     stepwise: bool = False
+    starttls: bool = False
+    auth: str = ""  # the initial response of AUTH PLAIN, in base64
+
+    @property
+    def program(self) -> str:
+        """Which build it needs."""
+        return "load-tls" if self.starttls or self.auth else "load"
 
     def arguments(self) -> list[str]:
         """The command line of bench/tools/load.c."""
@@ -146,6 +163,10 @@ class Load:
             found.append(f"--rate={self.rate}")
         if self.stepwise:
             found.append("--stepwise")
+        if self.starttls:
+            found.append("--starttls")
+        if self.auth:
+            found.append(f"--auth={self.auth}")
         return found
 
 
@@ -165,7 +186,7 @@ def run_load(
     Returns what they counted, and the messages that were answered 250 as the set bits of an integer.
     """
     with _scratch(work / f"accepted.{os.getpid()}.bits") as bits:
-        command: list[str | Path] = [BUILD / "load", f"--host={host}", f"--port={port}", f"--run={run}"]
+        command: list[str | Path] = [BUILD / load.program, f"--host={host}", f"--port={port}", f"--run={run}"]
         command += [f"--accepted={bits}", *load.arguments()]
         # A session of its own: Ctrl-C is ours to deal with. On any exception subprocess.run ends the child.
         done = subprocess.run(

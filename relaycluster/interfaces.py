@@ -1,16 +1,17 @@
 """The promises between the floors.
 
-Who implements what: `node/edge.py` is the `IIntake` that `net/inbound.py` talks to; `net/resolver.py` is the
-`IMXResolver`; `store/memory.py` and `store/redis/` are the `IQueue`, `IMembership` and `IThrottle`.
+Who implements what: `node/edge.py` is the `IIntake` that `net/inbound.py` talks to; `node/accounts.py` is the `IAccounts`;
+`net/resolver.py` is the `IMXResolver`; `store/memory.py` and `store/redis/` are the `IQueue`, `IMembership`, `IThrottle` and
+`IAttempts`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from attrs import frozen
+from attrs import field, frozen
 from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from relaycluster.mail.item import Claim, Item, Notice
     from relaycluster.mail.reply import Reply
     from relaycluster.mail.session import Session
+    from relaycluster.policy.account import Account
     from relaycluster.policy.cluster import Member, Ownership, Snapshot
     from relaycluster.policy.routing import AddressAnswer, MXAnswer
 
@@ -42,21 +44,73 @@ class IContentSink(Interface):
         """The message will not be completed (connection lost, too large, a syntax error in the content)."""
 
 
-class IIntake(Interface):
-    """What an inbound session asks of the node. Answers at once; a `Reply` refuses, None accepts."""
+Answer: TypeAlias = "Deferred[Reply | None] | Reply | None"
+"""A `Reply` refuses, None accepts; either may come later. A Deferred that fails is a fault of ours: 451."""
 
-    def connect(session: Session) -> Reply | None:
+
+class IIntake(Interface):
+    """What an inbound session asks of the node. Nothing behind a question is read until its answer is there."""
+
+    def connect(session: Session) -> Answer:
         """A client connected, before the greeting: None to greet, or the 421 or 554 to send instead."""
 
-    def mail(session: Session, reverse_path: Address, size: int | None) -> Reply | None:
+    def authenticate(session: Session, login: Login) -> Deferred[str | Reply]:
+        """AUTH: the user's name, as it goes into the session, or the refusal (RFC 4954 6). Never fails."""
+
+    def mail(session: Session, reverse_path: Address, size: int | None) -> Answer:
         """MAIL FROM. `size` is the SIZE parameter in octets."""
 
-    def recipient(session: Session, reverse_path: Address, forward_path: Address) -> Reply | None:
+    def recipient(session: Session, reverse_path: Address, forward_path: Address) -> Answer:
         """RCPT TO: may this session relay to it?"""
 
     def data(session: Session, envelope: Envelope, throttle: Callable[[bool], None]) -> IContentSink | Reply:
-        """DATA, after at least one accepted RCPT: where the content goes, or the reply that refuses it. The sink calls
+        """DATA or the first BDAT, after at least one accepted RCPT: where the content goes, or the reply that refuses it. The sink calls
         `throttle(True)` to ask for a pause in the flow of content and `throttle(False)` to end the pause."""
+
+
+@frozen
+class Login:
+    """What AUTH brought: `mechanism` "PLAIN" or "LOGIN"; `authorization` the identity to act as, empty for the user's own
+    (RFC 4616 2). The password never shows in a `repr`."""
+
+    mechanism: str
+    user: str
+    password: bytes = field(repr=False)
+    authorization: str = ""
+
+
+class IAccounts(Interface):
+    """The users who may authenticate."""
+
+    def check(name: str, password: bytes) -> Deferred[bool]:
+        """Whether this is the user's password. A name that nobody has takes as long as one that somebody has. Fails only when the
+        check itself can not be made."""
+
+    def account(name: str) -> Account | None:
+        """What the user may do now; None when there is no such user any more."""
+
+
+class IAttempts(Interface):
+    """Failed logins, counted over the whole cluster by subject, as `policy/backoff.py` names them and weighs them. Deferreds may fail with a
+    `QueueError`."""
+
+    def wait(subjects: Sequence[str]) -> Deferred[float]:
+        """For how many seconds attempts of these subjects, narrowest first, are refused unseen; 0 when they are not. A subject that
+        succeeded lately hides those behind it."""
+
+    def failed(subjects: Sequence[str]) -> Deferred[Sequence[float]]:
+        """One more failure of each; for how many seconds each is shut now."""
+
+    def succeeded(subjects: Sequence[str]) -> Deferred[None]:
+        """The count of each begins anew, and each is known from now on."""
+
+
+class FileTrouble(ValueError):
+    """A file of the operator's can not be used: which, where in it (0: no line), and why, with the fix."""
+
+    def __init__(self, path: str, line: int, reason: str) -> None:
+        super().__init__(f"{path}:{line}: {reason}" if line else f"{path}: {reason}")
+        self.path, self.line, self.reason = path, line, reason
 
 
 class IMXResolver(Interface):
@@ -240,6 +294,10 @@ class IThrottle(Interface):
     def take(limit: str, interval_ns: int, burst: int, wanted: int) -> Deferred[tuple[Sequence[int], int]]:
         """Up to `wanted` slots of a rate, as delays in microseconds from now at which each may be used; and for how many
         microseconds asking again is useless. See `policy/throttle.py`."""
+
+    def spend(limit: str, interval_ns: int, burst: int, wanted: int) -> Deferred[int]:
+        """`wanted` units of a rate, now and all of them: 0 when they were taken; else nothing was, and it is for how many
+        microseconds asking again is useless. More than `burst` at once can never be had: then as if `burst` were wanted."""
 
     def hold(limit: str, incarnation: int, wanted: int, maximum: int, snapshot: Snapshot) -> Deferred[int]:
         """This node now holds `wanted` connections of the limit, or as many as the others leave of `maximum`, which is the result.

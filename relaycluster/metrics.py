@@ -26,14 +26,19 @@ PREFIX = "relaycluster_"
 TOP_DOMAINS = 20
 
 Verb = Literal[
-    "CONNECT", "EHLO", "HELO", "MAIL", "RCPT", "DATA", "DOT", "RSET", "NOOP", "VRFY", "HELP", "QUIT", "STARTTLS", "AUTH",
+    "CONNECT", "EHLO", "HELO", "MAIL", "RCPT", "DATA", "DOT", "RSET", "NOOP", "VRFY", "HELP", "QUIT", "STARTTLS", "AUTH", "BDAT",
     "NOT IMPLEMENTED", "FOREIGN", "FAREWELL", "OTHER",
 ]  # fmt: skip
 MessageResult = Literal["queued", "deferred", "refused", "aborted"]
 RejectReason = Literal[
     "relay", "policy", "authentication", "address", "syntax", "sequence", "size", "recipients", "content", "limits",
-    "timeout", "queue_full", "unavailable", "draining", "other",
+    "loop", "timeout", "queue_full", "unavailable", "draining", "other",
 ]  # fmt: skip
+TLSVersion = Literal["none", "TLSv1.2", "TLSv1.3", "other"]
+AuthResult = Literal["accepted", "refused", "backoff", "unavailable"]
+ProxyResult = Literal["client", "health", "untrusted", "malformed", "timeout"]
+SigningResult = Literal["signed", "no_key", "failed"]
+WatchedFile = Literal["certificate", "dkim", "users", "aliases"]
 QueueState = Literal["scheduled", "ready", "leased", "held"]
 AttemptResult = Literal["delivered", "deferred", "failed"]
 CodeClass = Literal["2xx", "4xx", "5xx", "none"]
@@ -42,7 +47,8 @@ ThrottleReason = Literal["rate", "connections", "process_connections", "suspende
 RedisOperation = Literal[
     "enqueue", "enqueue_spread", "spread_done", "spreads", "put_chunk", "claim", "content", "finish", "defer", "put_back",
     "notes", "note", "leave_home", "notices", "notice_done", "acquire", "release", "recover", "pause", "due", "sweep",
-    "tally", "join", "beat", "leave", "take", "hold", "check", "other",
+    "tally", "join", "beat", "leave", "take", "hold", "spend", "attempt_wait", "attempt_failed",
+    "attempt_proved", "check", "other",
 ]  # fmt: skip
 RedisErrorKind = Literal["connection", "timeout", "full", "refused", "other"]
 ReloadResult = Literal["applied", "refused"]
@@ -110,6 +116,41 @@ FAMILIES: tuple[Family, ...] = (
         (_closed("result", MessageResult),),
     ),
     Family("counter", "smtp_rejects", "Negative replies to clients, by reason.", (_closed("reason", RejectReason),)),
+    Family(
+        "counter",
+        "smtp_tls_sessions",
+        "Inbound sessions that ended, by the TLS version that they spoke at the end (`none`: in clear).",
+        (_closed("version", TLSVersion),),
+    ),
+    Family("counter", "smtp_tls_failures", "TLS handshakes of clients that did not come to an end."),
+    Family(
+        "gauge",
+        "tls_certificate_expiry_timestamp_seconds",
+        "When a certificate of the listeners ends, in seconds since the epoch.",
+        (Label("name", source="the names of the certificates in the configuration"),),
+    ),
+    Family(
+        "counter",
+        "smtp_auth",
+        "Logins, by result. `refused`: wrong name or password, or to act as somebody else; `backoff`: refused unseen after too many failures; "
+        "`unavailable`: it could not be checked, or too many waited for it.",
+        (_closed("result", AuthResult),),
+    ),
+    Family(
+        "counter",
+        "smtp_proxy",
+        "Connections to listeners with the PROXY protocol, by what their header said. `client`: who the client is; "
+        "`health`: a check of the balancer's own; `untrusted`, `malformed`, `timeout`: closed.",
+        (_closed("result", ProxyResult),),
+    ),
+    Family("gauge", "smtp_stress", "1 while session slots run out and sessions are cut short, else 0."),
+    Family(
+        "counter",
+        "dkim_signatures",
+        "Messages that were to be signed, by result. `no_key`: for the author's domain, and there is no fallback; "
+        "`failed`: the client was told 451, or a notice of our own went unsigned.",
+        (_closed("result", SigningResult),),
+    ),
     Family(
         "histogram", "smtp_accept_seconds", "From the end of the content to the 250: the durable write.", (), _SHORT
     ),
@@ -179,6 +220,12 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "counter", "config_reloads", "Attempts to read the configuration again.", (_closed("result", ReloadResult),)
     ),
+    Family(
+        "counter",
+        "file_reloads",
+        "Files named by the configuration that changed and were read again; `refused`: the old content stays.",
+        (_closed("file", WatchedFile), _closed("result", ReloadResult)),
+    ),
     Family("histogram", "reactor_lag_seconds", "How late a timer of the event loop fired.", (), _SHORT),
     Family(
         "gauge",
@@ -246,10 +293,17 @@ class Metrics(Collector):
     def __init__(self, registry: CollectorRegistry, *, version: str, listeners: Iterable[str] = ()) -> None:
         self._cells: dict[str, dict[tuple[str, ...], Count | Level | Spread]] = {name: {} for name in _BY_NAME}
         self._domains: tuple[tuple[str, int], ...] = ()
+        self._certificates: tuple[tuple[str, float], ...] = ()
         self.smtp_connections = {address: self._count("smtp_connections", address) for address in listeners}
         self.smtp_sessions = self._level("smtp_sessions")
         self.smtp_messages: Mapping[MessageResult, Count] = self._counts("smtp_messages", get_args(MessageResult))
         self.smtp_rejects: Mapping[RejectReason, Count] = self._counts("smtp_rejects", get_args(RejectReason))
+        self.smtp_tls_sessions: Mapping[TLSVersion, Count] = self._counts("smtp_tls_sessions", get_args(TLSVersion))
+        self.smtp_tls_failures = self._count("smtp_tls_failures")
+        self.smtp_auth: Mapping[AuthResult, Count] = self._counts("smtp_auth", get_args(AuthResult))
+        self.smtp_proxy: Mapping[ProxyResult, Count] = self._counts("smtp_proxy", get_args(ProxyResult))
+        self.smtp_stress = self._level("smtp_stress")
+        self.dkim_signatures: Mapping[SigningResult, Count] = self._counts("dkim_signatures", get_args(SigningResult))
         self.smtp_accept_seconds = self._spread("smtp_accept_seconds")
         self.delivery_seconds = self._spread("delivery_seconds")
         self.delivery_queue_seconds = self._spread("delivery_queue_seconds")
@@ -265,6 +319,10 @@ class Metrics(Collector):
         self.ring_partitions_owned = self._level("ring_partitions_owned")
         self.node_load_ratio = self._level("node_load_ratio")
         self.config_reloads: Mapping[ReloadResult, Count] = self._counts("config_reloads", get_args(ReloadResult))
+        self.file_reloads: Mapping[tuple[WatchedFile, ReloadResult], Count] = {
+            labels: self._count("file_reloads", *labels)
+            for labels in product(get_args(WatchedFile), get_args(ReloadResult))
+        }
         self.reactor_lag_seconds = self._spread("reactor_lag_seconds")
         self._level("build_info", version, platform.python_version()).set(1)
         self._queue_items = {state: self._level("queue_items", state) for state in get_args(QueueState)}
@@ -326,12 +384,23 @@ class Metrics(Collector):
         other = scheduled + ready + leased + held - sum(items for _, items in largest)
         self._domains = (*largest, ("_other", max(0, other)))
 
+    def certificates(self, expiry: Iterable[tuple[str, float]]) -> None:
+        """The certificates that are in use now: a name of each and when it ends, in seconds since the epoch. Of two with one
+        name the one that ends first is shown."""
+        soonest: dict[str, float] = {}
+        for name, seconds in expiry:
+            soonest[name] = min(seconds, soonest.get(name, seconds))
+        self._certificates = tuple(soonest.items())
+
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
         """What prometheus_client asks for at each scrape."""
         for family in FAMILIES:
             cells = self._cells[family.name]
             if family.name == "queue_domain_items":
-                yield self._domain_items(family)
+                yield _gauge_of(family, "domain", self._domains)
+                continue
+            if family.name == "tls_certificate_expiry_timestamp_seconds":
+                yield _gauge_of(family, "name", self._certificates)
                 continue
             names = [label.name for label in family.labels]
             name = PREFIX + family.name
@@ -365,11 +434,6 @@ class Metrics(Collector):
                 )
         return histogram
 
-    def _domain_items(self, family: Family) -> GaugeMetricFamily:
-        gauge = GaugeMetricFamily(PREFIX + family.name, family.doc, labels=["domain"])
-        gauge.samples.extend(Sample(gauge.name, {"domain": name}, items) for name, items in self._domains)
-        return gauge
-
     def _count(self, name: str, *labels: str) -> Count:
         cell = self._cells[name][labels] = Count()
         return cell
@@ -386,9 +450,25 @@ class Metrics(Collector):
         return cell
 
 
+def _gauge_of(family: Family, label: str, values: Iterable[tuple[str, float]]) -> GaugeMetricFamily:
+    """A gauge whose series come and go."""
+    gauge = GaugeMetricFamily(PREFIX + family.name, family.doc, labels=[label])
+    gauge.samples.extend(Sample(gauge.name, {label: name}, value) for name, value in values)
+    return gauge
+
+
 _CODE_CLASSES: Mapping[int, CodeClass] = {2: "2xx", 3: "2xx", 4: "4xx", 5: "5xx"}
 
-# By the enhanced code's subject and detail (RFC 3463, RFC 5248), then by its subject.
+# By the reply code where that says more than the enhanced code (RFC 4954 4.1, 6), then by the enhanced code's subject and
+# detail (RFC 3463, RFC 5248), then by its subject.
+_CODES: Mapping[int, RejectReason] = {
+    454: "authentication",
+    530: "authentication",
+    534: "authentication",
+    535: "authentication",
+    538: "authentication",
+}
+_SENDER_IS_NOT_THEIRS = 553
 _REASONS: Mapping[str, RejectReason] = {
     "7.1": "relay",
     "7.0": "limits",
@@ -404,6 +484,7 @@ _REASONS: Mapping[str, RejectReason] = {
     "3.4": "size",
     "4.2": "timeout",
     "4.5": "limits",
+    "4.6": "loop",
     "1": "address",
     "2": "address",
     "5": "syntax",
@@ -415,7 +496,10 @@ _REASONS: Mapping[str, RejectReason] = {
 def reject_reason(code: int, enhanced: str) -> RejectReason:
     """Why a client was refused, from our own reply's codes."""
     detail = enhanced.partition(".")[2]
-    reason = _REASONS.get(detail) or _REASONS.get(detail.partition(".")[0])
+    reason = _CODES.get(code) or _REASONS.get(detail) or _REASONS.get(detail.partition(".")[0])
     if reason is None:
         return "unavailable" if 400 <= code < 500 else "other"
+    if reason == "relay" and (code < 500 or code == _SENDER_IS_NOT_THEIRS):
+        # 4.7.1 is a rate that is used up, 553 5.7.1 a sender address that is not the user's.
+        return "limits" if code < 500 else "policy"
     return reason

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 
 import pytest
+from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.processes import Processes
 
@@ -17,6 +19,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  
     if report.when == "call" and report.failed and isinstance(processes, Processes):
         report.sections.append(("logs of the scenario's processes", processes.tails()))
     return report
+
+
+@pytest.fixture(autouse=True, scope="session")
+def files_of_trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What trial's `mktemp` makes stands with the other files of this run: trial itself would put it where it was started."""
+    directory, numbers = tmp_path_factory.mktemp("trial"), count()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SynchronousTestCase, "mktemp", lambda _: str(directory / str(next(numbers))))
+        yield
 
 
 @pytest.fixture

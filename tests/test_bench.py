@@ -421,5 +421,5 @@ def test_what_cannot_begin_is_one_line(capsys: pytest.CaptureFixture[str], monke
     monkeypatch.setattr("bench.run.end_on_signals", lambda: None)
     assert main(["--peers", "sendmail"]) == 2
     assert capsys.readouterr().err == "bench: there is no peer 'sendmail'; known: relaycluster, postfix\n"
-    assert main(["--suites", "tls"]) == 2
-    assert capsys.readouterr().err.startswith("bench: there is no suite 'tls'; known: accept, relay")
+    assert main(["--suites", "unknown"]) == 2
+    assert capsys.readouterr().err.startswith("bench: there is no suite 'unknown'; known: accept, tls, relay")

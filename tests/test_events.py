@@ -13,20 +13,42 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.logger import Logger, LogPublisher
 
-from relaycluster.events import EVENTS, Error, Event, EventLog, NodeStarted, TwistedTrouble
+from relaycluster.events import (
+    EVENTS,
+    AuthFailed,
+    Error,
+    Event,
+    EventLog,
+    FileRefused,
+    MessageQueued,
+    MessageRefused,
+    NodeStarted,
+    ProxyRefused,
+    SessionClosed,
+    TwistedTrouble,
+)
 from relaycluster.events.log import LONGEST_TEXT
 
+# What breaks lines and terminals, beside all that Hypothesis thinks of: line ends of every kind, control characters of both
+# sets, text that runs backwards, halves of a surrogate pair.
+NASTY = (
+    "\r\n", "\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029", "\x1b[2J", "\x1b]0;x\x07", "\x9b31m", "\x00", "\x7f",
+    "\u202e", "\u200f", "\ufeff", "\ud800", "\udfff", "\ud83d\ude00", '"', "\\", " event=delivered", '","event":"delivered',
+)  # fmt: skip
+text = st.one_of(st.text(), st.lists(st.one_of(st.sampled_from(NASTY), st.text()), max_size=6).map("".join))
+
 VALUES = {
-    str: st.text(),
+    str: text,
     int: st.integers(-(10**15), 10**15),
     float: st.floats(),
-    tuple[str, ...]: st.lists(st.text(), max_size=3).map(tuple),
+    tuple[str, ...]: st.lists(text, max_size=3).map(tuple),
 }
 EXPECTED = {
     "node_started", "node_stopping", "node_stopped", "listener_ready", "session_closed", "message_queued", "message_refused",
     "attempt", "delivered", "deferred", "failed", "expired", "notice_queued", "notice_dropped", "possible_duplicate",
     "partitions_acquired", "partitions_released", "ownership_lost", "member_joined", "member_left", "redis_lost",
-    "redis_ready", "redis_refused", "queue_full", "queue_room", "config_loaded", "warning", "error",
+    "redis_ready", "redis_refused", "queue_full", "queue_room", "config_loaded", "config_refused", "file_reloaded",
+    "file_refused", "auth_failed", "auth_locked_out", "proxy_refused", "stress_began", "stress_ended", "warning", "error",
 }  # fmt: skip
 
 
@@ -70,7 +92,7 @@ def test_a_line_of_json_says_what_the_event_says(event: Event) -> None:
             finite = given_value == given_value and abs(given_value) != float("inf")
             assert found == (pytest.approx(given_value, rel=1e-5) if finite else None)
         else:
-            assert found == (list(given_value) if isinstance(given_value, tuple) else given_value)
+            assert found == json.loads(json.dumps(given_value))  # two halves of a surrogate pair come back as one whole
 
 
 @given(events)
@@ -84,6 +106,33 @@ def test_a_line_of_text_cannot_be_forged(event: Event) -> None:
     names = re.findall(rf" ({_WORD})={_VALUE}", fields[1])
     filled = [field.name for field in attrs.fields(type(event)) if getattr(event, field.name) not in ("", ())]  # type: ignore[arg-type]
     assert names == filled
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+@pytest.mark.parametrize("nasty", [*NASTY, "".join(NASTY)])
+@pytest.mark.parametrize("cls", [SessionClosed, MessageQueued, MessageRefused, AuthFailed, ProxyRefused, FileRefused])
+def test_no_client_reaches_the_terminal(cls: type[Event], nasty: str, form: str) -> None:
+    """Whatever a client puts into HELO, an address or a user's name is one line of printable ASCII, with as many fields as if it
+    had been harmless. Surrogates that stand alone can come out of an 8-bit name that was decoded carelessly."""
+    hints = get_type_hints(cls)
+
+    def filled(word: str) -> bytes:
+        values = {str: word, int: 7, float: 1.5, tuple[str, ...]: (word, word)}
+        (line,) = lines(cls(**{name.name: values[hints[name.name]] for name in attrs.fields(cls)}), form=form)  # type: ignore[arg-type]
+        return line
+
+    line, harmless = filled(f"a{nasty}b"), filled("ab")
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    assert line[:-1].isascii()
+    assert line[:-1].decode().isprintable()
+    if form == "json":
+        assert list(json.loads(line)) == list(json.loads(harmless))
+        assert json.loads(line)["event"] == cls.name
+    else:
+        assert len(re.findall(rf" {_WORD}={_VALUE}", line.decode())) == len(
+            re.findall(rf" {_WORD}=", harmless.decode())
+        )
 
 
 def test_text_is_for_people() -> None:

@@ -22,6 +22,13 @@ CONTRACT = {
     "smtp_commands_total": {"verb", "code"},
     "smtp_messages_total": {"result"},
     "smtp_rejects_total": {"reason"},
+    "smtp_tls_sessions_total": {"version"},
+    "smtp_tls_failures_total": set(),
+    "tls_certificate_expiry_timestamp_seconds": {"name"},
+    "smtp_auth_total": {"result"},
+    "smtp_proxy_total": {"result"},
+    "smtp_stress": set(),
+    "dkim_signatures_total": {"result"},
     "smtp_accept_seconds": set(),
     "queue_items": {"state"},
     "queue_bytes": set(),
@@ -41,6 +48,7 @@ CONTRACT = {
     "ring_partitions_owned": set(),
     "node_load_ratio": set(),
     "config_reloads_total": {"result"},
+    "file_reloads_total": {"file", "result"},
     "reactor_lag_seconds": set(),
     "build_info": {"version", "python"},
 }
@@ -97,6 +105,13 @@ def test_what_is_counted_is_shown() -> None:
     metrics.redis_seconds("claim").observe(0.001)
     metrics.redis_errors["full"].inc()
     metrics.config_reloads["applied"].inc()
+    metrics.file_reloads["users", "refused"].inc()
+    metrics.smtp_tls_sessions["TLSv1.3"].inc()
+    metrics.smtp_tls_failures.inc()
+    metrics.smtp_auth["backoff"].inc()
+    metrics.smtp_proxy["untrusted"].inc()
+    metrics.smtp_stress.set(1)
+    metrics.dkim_signatures["no_key"].inc()
     samples = scrape(registry)
     assert value(samples, "smtp_connections_total", listener="127.0.0.1:25") == 1
     assert value(samples, "smtp_sessions") == 2
@@ -115,6 +130,13 @@ def test_what_is_counted_is_shown() -> None:
     assert value(samples, "redis_seconds_count", operation="claim") == 1
     assert value(samples, "redis_errors_total", kind="full") == 1
     assert value(samples, "config_reloads_total", result="applied") == 1
+    assert value(samples, "file_reloads_total", file="users", result="refused") == 1
+    assert value(samples, "smtp_tls_sessions_total", version="TLSv1.3") == 1
+    assert value(samples, "smtp_tls_failures_total") == 1
+    assert value(samples, "smtp_auth_total", result="backoff") == 1
+    assert value(samples, "smtp_proxy_total", result="untrusted") == 1
+    assert value(samples, "smtp_stress") == 1
+    assert value(samples, "dkim_signatures_total", result="no_key") == 1
     assert [labels for name, labels in samples if name == "build_info" and ("version", "1.2.3") in labels]
 
 
@@ -170,6 +192,20 @@ def test_domains_are_bounded_and_add_up(backlogs: dict[str, int], more: int) -> 
     assert value(samples, "queue_oldest_seconds") == 1.5
 
 
+def test_certificates_are_those_in_use() -> None:
+    """A series for each certificate, gone with it; of two with one name the one that ends first is what matters."""
+    metrics, registry = make()
+    metrics.certificates([("mx.example.net", 2e9), ("example.org", 3e9), ("mx.example.net", 1.9e9)])
+    assert _certificates(registry) == {"mx.example.net": 1.9e9, "example.org": 3e9}
+    metrics.certificates([("example.org", 4e9)])
+    assert _certificates(registry) == {"example.org": 4e9}
+
+
+def _certificates(registry: CollectorRegistry) -> dict[str, float]:
+    family = "tls_certificate_expiry_timestamp_seconds"
+    return {dict(labels)["name"]: end for (name, labels), end in scrape(registry).items() if name == family}
+
+
 @given(st.lists(st.floats(0, 100), max_size=50))
 def test_buckets(observed: list[float]) -> None:
     """A duration counts in the first bucket whose bound is not below it."""
@@ -196,7 +232,9 @@ def test_two_of_them_do_not_share_a_registry() -> None:
         (452, "4.5.3", "recipients"), (503, "5.5.1", "sequence"), (501, "5.5.4", "syntax"), (554, "5.6.0", "content"),
         (421, "4.7.0", "limits"), (421, "4.4.2", "timeout"), (421, "4.3.2", "draining"), (501, "5.1.3", "address"),
         (535, "5.7.8", "authentication"), (550, "5.7.26", "policy"), (554, "", "other"), (421, "", "unavailable"),
-        (550, "5.9.9", "other"),
+        (550, "5.9.9", "other"), (530, "5.7.0", "authentication"), (538, "5.7.11", "authentication"),
+        (454, "4.7.0", "authentication"), (450, "4.7.1", "limits"), (553, "5.7.1", "policy"), (554, "5.4.6", "loop"),
+        (554, "5.7.1", "relay"),
     ],
 )  # fmt: skip
 def test_reasons(code: int, enhanced: str, reason: str) -> None:

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-Mode = Literal["accept", "relay"]
+Mode = Literal["accept", "relay", "secured"]
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """The certificate that a peer shows (PEM files), and the one user who may send."""
+
+    certificate: Path
+    key: Path
+    user: str
+    password: str
 
 
 @dataclass(frozen=True)
@@ -19,6 +29,7 @@ class Site:
     sink_prefix: str
     sink_port: int
     domains: int
+    credentials: Credentials | None = None  # mode "secured" needs them
 
 
 class Peer(Protocol):
@@ -34,8 +45,12 @@ class Peer(Protocol):
     def prepare(self, directory: Path, mode: Mode, site: Site) -> list[str]:
         """Write a configuration that keeps all state under `directory`; return the command, to run in the foreground.
 
-        In mode "accept" mail is queued durably and stays; in mode "relay" it is sent on to the sink.
+        In mode "accept" mail is queued durably and stays; in mode "relay" it is sent on to the sink. "secured" is as "accept", but
+        only for those who have said STARTTLS and AUTH.
         """
+
+    def password_check(self) -> str:
+        """How it looks at a password in mode "secured", and what it remembers of that: for the reader of the table."""
 
     def part(self, process_name: str) -> str:
         """Which part of the peer a process belongs to, for CPU by part."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import subprocess
 from pathlib import Path
 
 from bench.errors import BenchError
@@ -30,12 +31,34 @@ alias_maps =
 alias_database =
 inet_interfaces = {host}
 inet_protocols = ipv4
-mynetworks = 127.0.0.0/8
-smtpd_relay_restrictions = permit_mynetworks, reject
 smtpd_peername_lookup = no
 message_size_limit = 26214400
 mailbox_size_limit = 0
 transport_maps = texthash:{directory}/routes
+"""
+
+OPEN = """\
+mynetworks = 127.0.0.0/8
+smtpd_relay_restrictions = permit_mynetworks, reject
+"""
+
+SECURED = """\
+mynetworks = 192.0.2.0/24
+smtpd_relay_restrictions = permit_sasl_authenticated, reject
+smtpd_tls_security_level = encrypt
+smtpd_tls_auth_only = yes
+smtpd_tls_cert_file = {certificate}
+smtpd_tls_key_file = {key}
+smtpd_sasl_auth_enable = yes
+smtpd_sasl_path = bench
+smtpd_sasl_local_domain = bench.test
+"""
+
+SASL = """\
+pwcheck_method: auxprop
+auxprop_plugin: sasldb
+mech_list: PLAIN
+sasldb_path: {passwords}
 """
 
 # Without a queue manager nothing drains the incoming queue; Postfix would brake its clients for that.
@@ -94,7 +117,8 @@ class Postfix:
         owner = pwd.getpwnam("postfix")
         os.chown(directory / "data", owner.pw_uid, owner.pw_gid)
         main = MAIN.format(directory=directory, daemons=DAEMONS, host=site.host)
-        (settings / "main.cf").write_text(main + (NO_BRAKE if mode == "accept" else ""))
+        main += self._secured(directory, settings, site) if mode == "secured" else OPEN
+        (settings / "main.cf").write_text(main + (NO_BRAKE if mode != "relay" else ""))
         (settings / "master.cf").write_text(master(mode, site))
         for name in ("dynamicmaps.cf", "postfix-files"):  # which files and table types this build has
             if (INSTALLED / name).exists():
@@ -103,6 +127,28 @@ class Postfix:
             "".join(f"d{n}.test smtp:[{site.sink_prefix}{n}]:{site.sink_port}\n" for n in range(1, site.domains + 1))
         )
         return [shutil.which("postfix", path=_PATH) or "postfix", "-c", str(settings), "start-fg"]
+
+    def _secured(self, directory: Path, settings: Path, site: Site) -> str:
+        """What main.cf says of TLS and SASL; the one user goes into a sasldb of our own."""
+        credentials = site.credentials
+        assert credentials is not None
+        add = shutil.which("saslpasswd2", path=_PATH)
+        if add is None:
+            raise BenchError("the suite tls needs saslpasswd2: apt-get install sasl2-bin libsasl2-modules")
+        passwords = directory / "sasldb2"
+        command: list[str | Path] = [add, "-p", "-c", "-f", passwords, "-u", "bench.test", credentials.user]
+        done = subprocess.run(command, input=credentials.password, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise BenchError(f"saslpasswd2: {done.stderr.strip()}")
+        owner = pwd.getpwnam("postfix")
+        os.chown(passwords, owner.pw_uid, owner.pw_gid)
+        # Debian's build looks for `smtpd_sasl_path` in `sasl` beside main.cf.
+        (settings / "sasl").mkdir()
+        (settings / "sasl" / "bench.conf").write_text(SASL.format(passwords=passwords))
+        return SECURED.format(certificate=credentials.certificate, key=credentials.key)
+
+    def password_check(self) -> str:
+        return "Cyrus SASL's sasldb: the password in clear, looked up for each login, no memory"
 
     def part(self, process_name: str) -> str:
         return "postfix"
@@ -114,7 +160,7 @@ _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
 def master(mode: Mode, site: Site) -> str:
     """master.cf: the SMTP listener and Debian's services."""
     rows = [(f"{site.host}:{site.port}", "inet", "n", "-", "-", "smtpd"), *SERVICES]
-    if mode == "accept":
+    if mode != "relay":
         rows = [row for row in rows if row[0] != "qmgr"]
     return "".join(
         f"{service} {kind} {private} - n {wakeup} {limit} {command}\n"

@@ -11,7 +11,10 @@
  * Content: fixed-width header fields, so that every message has exactly --size bytes on the wire before the final dot.
  * "X-Bench: RUN SEQ DUE_NS BODY_BYTES BODY_SUM" lets the sink know each message again.
  *
- * Prints one JSON object. TLS is left out; it would go into wire_read() and wire_write().
+ * --starttls goes over to TLS on each connection, with a full handshake each time; --auth BASE64 then says AUTH PLAIN with this
+ * initial response. Both need the build with TLS (-DWITH_TLS -lssl -lcrypto), which is bench/build/load-tls.
+ *
+ * Prints one JSON object.
  */
 #define _GNU_SOURCE
 #include "common.h"
@@ -27,10 +30,18 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#ifdef WITH_TLS
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#endif
+
 enum phase {
     CLOSED,    /* no socket */
     BANNER,    /* awaits 220 */
     GREETING,  /* awaits the reply to EHLO */
+    STARTING,  /* awaits the reply to STARTTLS */
+    HANDSHAKE, /* TLS is being negotiated */
+    LOGGING_IN, /* awaits the reply to AUTH */
     ENVELOPE,  /* awaits the replies to MAIL, RCPT, DATA */
     EMPTY_DOT, /* 354 came although nobody will get the message: awaits the reply to a lone dot */
     CONTENT,   /* awaits the reply to the final dot */
@@ -44,6 +55,9 @@ struct client {
     int fd;
     enum phase phase;
     bool wants_write, pipelining;
+#ifdef WITH_TLS
+    SSL *tls;
+#endif
     int step;        /* which reply of the envelope comes next */
     int refused;     /* first code >= 400 of this envelope, or 0 */
     long sequence;   /* the message in hand, or -1 */
@@ -58,18 +72,19 @@ struct client {
 };
 
 static struct {
-    const char *host, *accepted_path;
+    const char *host, *accepted_path, *auth;
     int port, connections, domains;
     long run, messages, per_connection;
     size_t size;
     double seconds, rate, stall_seconds;
-    bool stepwise;
+    bool stepwise, starttls;
 } options = {.host = "127.0.0.1", .port = 2525, .connections = 20, .domains = 100, .run = 1, .per_connection = 100,
              .size = 5120, .stall_seconds = 30};
 
 static struct {
     long attempted, accepted, refused[600], unanswered, connections, connect_errors, broken, in_hand;
-    char last_refusal[128];
+    char last_refusal[128], tls[96];
+    long resumed;
 } tally;
 
 static struct client *clients, **idle; /* idle: the closed ones, a stack */
@@ -125,8 +140,48 @@ static void return_message(struct client *c) {
 
 /* ---- the wire ---- */
 
+#ifdef WITH_TLS
+static SSL_CTX *tls_context;
+
+/* What OpenSSL answered, as read() and writev() would have said it. */
+static ssize_t tls_result(struct client *c, int n) {
+    if (n > 0) return n;
+    switch (SSL_get_error(c->tls, n)) {
+    case SSL_ERROR_WANT_READ:
+    case SSL_ERROR_WANT_WRITE: errno = EAGAIN; return -1;
+    case SSL_ERROR_ZERO_RETURN: return 0;
+    default:
+        ERR_clear_error();
+        errno = ECONNRESET;
+        return -1;
+    }
+}
+
+static ssize_t wire_read(struct client *c, void *p, size_t n) {
+    return c->tls ? tls_result(c, SSL_read(c->tls, p, (int)n)) : read(c->fd, p, n);
+}
+
+static ssize_t wire_write(struct client *c, const struct iovec *v, int n) {
+    return c->tls ? tls_result(c, SSL_write(c->tls, v[0].iov_base, (int)v[0].iov_len)) : writev(c->fd, v, n);
+}
+
+/* Whether there is more to read that the socket will not tell of. */
+static bool wire_pending(const struct client *c) { return c->phase != CLOSED && c->tls && SSL_pending(c->tls) > 0; }
+
+static void wire_close(struct client *c) {
+    if (c->tls) SSL_free(c->tls);
+    c->tls = NULL;
+    close(c->fd);
+}
+#else
 static ssize_t wire_read(struct client *c, void *p, size_t n) { return read(c->fd, p, n); }
 static ssize_t wire_write(struct client *c, const struct iovec *v, int n) { return writev(c->fd, v, n); }
+static bool wire_pending(const struct client *c) {
+    (void)c;
+    return false;
+}
+static void wire_close(struct client *c) { close(c->fd); }
+#endif
 
 static void watch(struct client *c, bool wants_write) {
     if (c->wants_write == wants_write) return;
@@ -203,7 +258,7 @@ static void close_connection(struct client *c, bool expected) {
             return_message(c);
         }
     }
-    close(c->fd);
+    wire_close(c);
     c->phase = CLOSED;
     idle[idle_count++] = c;
 }
@@ -260,6 +315,71 @@ static int proceed(struct client *c) {
     return say(c, QUITTING, "QUIT\r\n");
 }
 
+static int introduce(struct client *c) { return say(c, GREETING, "EHLO client.bench.test\r\n"); }
+
+#ifdef WITH_TLS
+static bool secure(const struct client *c) { return c->tls != NULL; }
+
+static int shake_hands(struct client *c) {
+    int n = SSL_do_handshake(c->tls);
+    if (n != 1) {
+        int trouble = SSL_get_error(c->tls, n);
+        if (trouble == SSL_ERROR_WANT_READ || trouble == SSL_ERROR_WANT_WRITE) {
+            watch(c, trouble == SSL_ERROR_WANT_WRITE);
+            return 0;
+        }
+        ERR_clear_error();
+        return -1;
+    }
+    watch(c, false);
+    last_progress_ns = monotonic_ns();
+    tally.resumed += SSL_session_reused(c->tls);
+    if (!tally.tls[0])
+        snprintf(tally.tls, sizeof tally.tls, "%s %s", SSL_get_version(c->tls), SSL_get_cipher_name(c->tls));
+    return introduce(c);
+}
+
+static int begin_tls(struct client *c) {
+    c->tls = must(SSL_new(tls_context));
+    SSL_set_fd(c->tls, c->fd);
+    SSL_set_connect_state(c->tls);
+    c->phase = HANDSHAKE;
+    return shake_hands(c);
+}
+
+static void prepare_tls(void) {
+    tls_context = must(SSL_CTX_new(TLS_client_method()));
+    /* a full handshake for each connection, and no look at the certificate: it is the server that is measured */
+    SSL_CTX_set_session_cache_mode(tls_context, SSL_SESS_CACHE_OFF);
+    SSL_CTX_set_verify(tls_context, SSL_VERIFY_NONE, NULL);
+    SSL_CTX_set_mode(tls_context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER |
+                                      SSL_MODE_RELEASE_BUFFERS);
+}
+#else
+static bool secure(const struct client *c) {
+    (void)c;
+    return false;
+}
+static int shake_hands(struct client *c) {
+    (void)c;
+    return -1;
+}
+static int begin_tls(struct client *c) { return shake_hands(c); }
+static void prepare_tls(void) {
+    fputs("this build has no TLS\n", stderr);
+    exit(2);
+}
+#endif
+
+/* EHLO was answered: the next thing to do before mail. */
+static int greeted(struct client *c) {
+    if (options.starttls && !secure(c)) return say(c, STARTING, "STARTTLS\r\n");
+    if (!options.auth) return proceed(c);
+    char text[512];
+    snprintf(text, sizeof text, "AUTH PLAIN %s\r\n", options.auth);
+    return say(c, LOGGING_IN, text);
+}
+
 static int finish_message(struct client *c, int code) {
     if (code == 250) {
         int64_t now = monotonic_ns();
@@ -297,8 +417,10 @@ static int on_reply(struct client *c, int code, const char *line) {
         if (code == 421) return -1;
     }
     switch (c->phase) {
-    case BANNER: return code == 220 ? say(c, GREETING, "EHLO client.bench.test\r\n") : -1;
-    case GREETING: return code == 250 ? proceed(c) : -1;
+    case BANNER: return code == 220 ? introduce(c) : -1;
+    case GREETING: return code == 250 ? greeted(c) : -1;
+    case STARTING: return code == 220 ? begin_tls(c) : -1;
+    case LOGGING_IN: return code == 235 ? proceed(c) : -1;
     case ENVELOPE: return on_envelope_reply(c, code);
     case EMPTY_DOT: return finish_message(c, c->refused);
     case CONTENT: return finish_message(c, code);
@@ -307,7 +429,7 @@ static int on_reply(struct client *c, int code, const char *line) {
     }
 }
 
-static int on_readable(struct client *c) {
+static int read_some(struct client *c) {
     ssize_t n = wire_read(c, c->input + c->received, sizeof c->input - 1 - c->received);
     if (n <= 0) return n < 0 && errno == EAGAIN ? 0 : -1;
     c->received += (size_t)n;
@@ -322,6 +444,13 @@ static int on_readable(struct client *c) {
     c->received = (size_t)(end - line);
     memmove(c->input, line, c->received);
     return c->received == sizeof c->input - 1 ? -1 : 0;
+}
+
+static int on_readable(struct client *c) {
+    do {
+        if (read_some(c)) return -1;
+    } while (wire_pending(c));
+    return 0;
 }
 
 /* Closed clients go to work while there are messages for them. */
@@ -398,6 +527,10 @@ static bool run(void) {
                 continue;
             }
             if (c->phase == CLOSED) continue;
+            if (c->phase == HANDSHAKE) {
+                if (shake_hands(c)) close_connection(c, false);
+                continue;
+            }
             bool quitting = c->phase == QUITTING;
             if ((events[i].events & EPOLLOUT) && push(c)) {
                 close_connection(c, quitting);
@@ -425,10 +558,10 @@ static void report(bool stalled) {
         }
     printf("}, \"unanswered\": %ld, \"unsent\": %ld, \"connections\": %ld, \"connect_errors\": %ld, \"broken\": %ld, "
            "\"seconds\": %.4f, \"rate\": %.1f, \"started_ns\": %lld, \"latency_ms\": %s, \"cpu_seconds\": %.3f, "
-           "\"stalled\": %s, \"last_refusal\": \"%s\"}\n",
+           "\"stalled\": %s, \"last_refusal\": \"%s\", \"tls\": \"%s\", \"resumed\": %ld}\n",
            tally.unanswered, put_back_count + tally.in_hand, tally.connections, tally.connect_errors, tally.broken, seconds,
            seconds > 0 ? (double)tally.accepted / seconds : 0, (long long)start_ns, percentiles, own_cpu_seconds(),
-           stalled ? "true" : "false", tally.last_refusal);
+           stalled ? "true" : "false", tally.last_refusal, tally.tls, tally.resumed);
 }
 
 static void on_signal(int number) {
@@ -438,7 +571,8 @@ static void on_signal(int number) {
 
 static void usage(void) {
     fputs("load --port PORT (--messages N | --seconds T) [--host ADDRESS] [--connections C] [--per-connection K]\n"
-          "     [--size BYTES] [--domains D] [--rate PER_SECOND] [--run ID] [--accepted FILE] [--stepwise] [--stall S]\n",
+          "     [--size BYTES] [--domains D] [--rate PER_SECOND] [--run ID] [--accepted FILE] [--stepwise] [--stall S]\n"
+          "     [--starttls] [--auth BASE64]\n",
           stderr);
     exit(2);
 }
@@ -448,7 +582,7 @@ static void parse_options(int argc, char **argv) {
         {"host", 1, 0, 'h'},     {"port", 1, 0, 'p'},     {"connections", 1, 0, 'c'}, {"messages", 1, 0, 'm'},
         {"seconds", 1, 0, 'T'},  {"size", 1, 0, 'l'},     {"per-connection", 1, 0, 'k'}, {"domains", 1, 0, 'd'},
         {"rate", 1, 0, 'r'},     {"run", 1, 0, 'R'},      {"accepted", 1, 0, 'a'},    {"stepwise", 0, 0, 's'},
-        {"stall", 1, 0, 'S'},    {0, 0, 0, 0}};
+        {"stall", 1, 0, 'S'},    {"starttls", 0, 0, 't'}, {"auth", 1, 0, 'A'},        {0, 0, 0, 0}};
     for (int o; (o = getopt_long(argc, argv, "", names, NULL)) != -1;) switch (o) {
         case 'h': options.host = optarg; break;
         case 'p': options.port = atoi(optarg); break;
@@ -463,10 +597,14 @@ static void parse_options(int argc, char **argv) {
         case 'a': options.accepted_path = optarg; break;
         case 's': options.stepwise = true; break;
         case 'S': options.stall_seconds = atof(optarg); break;
+        case 't': options.starttls = true; break;
+        case 'A': options.auth = optarg; break;
         default: usage();
         }
     bool bounded = options.messages > 0 || options.seconds > 0;
     if (!bounded || options.connections < 1 || options.domains < 1 || options.per_connection < 0) usage();
+    if (options.auth && strlen(options.auth) > 400) usage();
+    if (options.starttls) prepare_tls();
     if (options.rate > 0) options.per_connection = 1;
     server.sin_family = AF_INET;
     server.sin_port = htons((uint16_t)options.port);

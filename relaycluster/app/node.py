@@ -22,34 +22,33 @@ from twisted.python.failure import Failure
 
 from relaycluster import __version__, events
 from relaycluster.app import settings as settings_of
+from relaycluster.app.files import Files
+from relaycluster.app.front import Front
 from relaycluster.config import Config, ConfigError, load, warnings
 from relaycluster.events import EventLog
-from relaycluster.interfaces import QueueError, QueueFull
+from relaycluster.interfaces import FileTrouble, QueueError, QueueFull
 from relaycluster.metrics import Metrics
 from relaycluster.net import outbound
 from relaycluster.net.dns_client import ClientSettings
 from relaycluster.net.http import MachineSite
-from relaycluster.net.inbound import InboundFactory
-from relaycluster.net.inbound_sessions import InboundSessions
 from relaycluster.net.lines import LineWriter
 from relaycluster.net.outbound import OutboundConnection, OutboundSettings, Target
 from relaycluster.net.pool import ConnectionPool
 from relaycluster.net.resolver import Resolver, system_servers
 from relaycluster.net.tls import ClientTLS
+from relaycluster.node import named_files
 from relaycluster.node.crowd import Crowd, LimitReached
 from relaycluster.node.delivery import Delivery
-from relaycluster.node.edge import Edge, EdgeSettings
 from relaycluster.node.gate import Gate
 from relaycluster.node.janitor import Janitor, Lag, Room
 from relaycluster.node.limits import ConnectionLimits
 from relaycluster.node.membership import Heart
-from relaycluster.node.observer import Observer
 from relaycluster.node.partitions import Partitions
 from relaycluster.node.routes import Routes
 from relaycluster.node.settle import Settlement
 from relaycluster.policy.cluster import Member, Snapshot
-from relaycluster.smtp.server_settings import Dialect
 from relaycluster.store.redis import checks, embedded, keys
+from relaycluster.store.redis.attempts import RedisAttempts
 from relaycluster.store.redis.connection import (
     Credentials,
     LeanProtocol,
@@ -68,12 +67,7 @@ reactor.seconds = time.monotonic
 
 START_SECONDS = 15.0
 """So long a node waits for Redis when it starts; then it says why not and ends."""
-BACKLOG = 1024
 REVIVE_SECONDS = 0.5
-
-
-FIXED_SECTIONS = ("node", "redis", "listener", "tls", "dns", "http", "log")
-"""What SIGHUP can not change."""
 
 
 class Node(Service):
@@ -102,7 +96,7 @@ class Node(Service):
         if failure.check(CannotListenError):
             error: Any = failure.value
             line = f"cannot listen on {error.interface}:{error.port}: {error.socketError.strerror}"
-        elif failure.check(QueueError, ConfigError, OSError):
+        elif failure.check(QueueError, ConfigError, FileTrouble, OSError):
             line = str(failure.value)
         else:
             line = f"{type(failure.value).__name__}: {failure.value}"
@@ -130,6 +124,7 @@ class Node(Service):
         self._lag.start()
         if self._janitor is not None:
             self._janitor.start()
+        self._files.start()
         self._listen()
         self._gate.started = True
         signal.signal(signal.SIGHUP, lambda *_: reactor.callFromThread(self.reload))
@@ -218,14 +213,17 @@ class Node(Service):
         self._heart.on_trouble = self._trouble("membership")
         self._room = Room(reactor, self._queue, config.redis.memory_watermark, metrics, log)
         self._lag = Lag(reactor, metrics)
+        self._files = Files(reactor, config, metrics, log)
+        self._files.use(config)
+        self._throttle = RedisThrottle(redis)
+        self._attempts = RedisAttempts(redis)
         self._gate = Gate(lambda: redis.refusal, self._heart.valid, lambda: self._room.is_full)
         self._partitions: Partitions | None = None
         self._delivery: Delivery | None = None
         self._janitor: Janitor | None = None
         if "delivery" in config.node.roles:
             self._wire_delivery()
-        self._sessions = InboundSessions(settings_of.session_limits(config))
-        self._edge: Edge | None = None
+        self._front: Front | None = None
         self._site = MachineSite(reactor, registry, self._gate.reasons)
         redis.factory.observe = metrics.redis_observed
         redis.factory.failed = lambda error: metrics.redis_errors[
@@ -237,13 +235,14 @@ class Node(Service):
         self._hints.factory.on_message = self._hint
         self._hints.on_ready = self._listen_for_wakes
         if "edge" in config.node.roles:
-            self._edge = Edge(
+            self._front = Front(
                 reactor,
-                self._queue,
-                settings_of.access(config),
-                EdgeSettings(config.node.hostname, {str(each.address): each.priority for each in config.listener}),
-                time.time,
-                lambda: secrets.randbits(65),
+                config,
+                self._files,
+                queue,
+                self._throttle,
+                self._attempts,
+                metrics,
                 log,
                 self._gate.refusal,
                 self._delivery,
@@ -251,7 +250,7 @@ class Node(Service):
 
     def _wire_delivery(self) -> None:
         config, log, metrics = self._config, self.log, self._metrics
-        throttle = RedisThrottle(self._redis)
+        throttle = self._throttle
         self._limits = ConnectionLimits(reactor, throttle, self._view)
         settings = OutboundSettings(config.node.hostname, ClientTLS())
         self._table = config.routes()
@@ -292,7 +291,14 @@ class Node(Service):
             reactor.seconds,
         )
         self._settlement = Settlement(
-            reactor, self._queue, metrics, log, settings_of.retry(config), config.node.hostname, random.random
+            reactor,
+            self._queue,
+            metrics,
+            log,
+            settings_of.retry(config),
+            config.node.hostname,
+            random.random,
+            lambda notice: self._files.signer.sign(notice, time.time()),
         )
         partitions = self._partitions = Partitions(reactor, self._queue, config.node.id)
         partitions.on_acquired = self._acquired
@@ -327,24 +333,12 @@ class Node(Service):
             port = reactor.listenTCP(address.port, self._site, interface=address.host)
             self._ports.append(("http", port))
             self._listener_ready(str(address), port, "http")
-        self._factories: list[InboundFactory] = []
-        if self._edge is None:
-            return
-        observer = Observer(self._metrics, self.log)
-        for listener in config.listener:
-            factory = InboundFactory(
-                intake=self._edge,
-                settings=settings_of.server_settings(config),
-                sessions=self._sessions,
-                clock=reactor,
-                listener=str(listener.address),
-                mode=listener.mode,
-                observer=observer,
-            )
-            self._factories.append(factory)
-            port = reactor.listenTCP(listener.address.port, factory, backlog=BACKLOG, interface=listener.address.host)
-            self._ports.append(("smtp", port))
-            self._listener_ready(str(listener.address), port, listener.mode)
+        if self._front is not None:
+            self._front.listen(self._listener_open)
+
+    def _listener_open(self, configured: str, port: IListeningPort, mode: str) -> None:
+        self._ports.append(("smtp", port))
+        self._listener_ready(configured, port, mode)
 
     def _listener_ready(self, configured: str, port: IListeningPort, mode: str) -> None:
         host: Any = port.getHost()
@@ -353,6 +347,7 @@ class Node(Service):
     # What happens
 
     def _snapshot(self, snapshot: Snapshot) -> None:
+        self._attempts.set_clock(snapshot.offset_ms)
         self._queue.set_clock(
             snapshot.offset_ms, self._membership.redis_time_ms + snapshot.offset_ms - time.time_ns() // 1_000_000
         )
@@ -474,19 +469,19 @@ class Node(Service):
         """SIGHUP: read the configuration again, whole or not at all."""
         try:
             config = self._reload()
-            fixed = [name for name in FIXED_SECTIONS if getattr(config, name) != getattr(self._config, name)]
-            if fixed:
-                raise ConfigError([f"a change of [{name}] needs a restart" for name in fixed])
-        except ConfigError as error:
+            troubles = settings_of.restart_needed(self._config, config) or named_files.troubles(config, time.time)
+            if troubles:
+                raise ConfigError(troubles)
+            self._files.use(config)
+        except (ConfigError, FileTrouble, OSError) as error:
+            lines = error.lines if isinstance(error, ConfigError) else [str(error)]
             self._metrics.config_reloads["refused"].inc()
-            self.log.emit(events.ConfigRefused("", tuple(error.lines)))
+            self.log.emit(events.ConfigRefused("", tuple(lines)))
+            self._files.look_now()
             return
         self._config = config
-        if self._edge is not None:
-            self._edge.use(settings_of.access(config))
-            self._sessions.limits = settings_of.session_limits(config)
-            for factory in self._factories:
-                factory.dialect = Dialect(settings_of.server_settings(config))
+        if self._front is not None:
+            self._front.use(config)
         if self._delivery is not None:
             self._table = config.routes()
             self._delivery.use(self._table)
@@ -510,11 +505,12 @@ class Node(Service):
         await self._close_ports("smtp")
         self._heart.set_draining()
         self._room.stop()
-        finished: list[Deferred[Any]] = [self._sessions.drain()]
+        finished: list[Deferred[Any]] = [self._front.drain()] if self._front is not None else []
         if self._delivery is not None:
             finished.append(self._delivery.drain())
         await _within(DeferredList(finished, consumeErrors=True), deadline)
-        self._sessions.abandon()
+        if self._front is not None:
+            self._front.abandon()
         unfinished = 0
         if self._delivery is not None and self._janitor is not None and self._partitions is not None:
             self._janitor.stop()
@@ -546,6 +542,9 @@ class Node(Service):
         """The rest, at once."""
 
         async def close() -> None:
+            files: Files | None = getattr(self, "_files", None)
+            if files is not None:
+                files.stop()
             for name in ("_hints", "_redis"):
                 connection: RedisConnection | None = getattr(self, name, None)
                 if connection is not None:

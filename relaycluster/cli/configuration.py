@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import click
 
@@ -15,7 +16,7 @@ from relaycluster import config
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.pass_context
 def check_config(context: click.Context, path: str | None, as_json: bool) -> None:
-    """Read the configuration as a node would, and say what is wrong.
+    """Read the configuration and the files that it names as a node would, and say what is wrong.
 
     Exit status 0: it is right (there may be warnings). 2: it is not; each line tells a file, a key, what is wrong and the
     fix. Values of RELAYCLUSTER_SECTION__KEY in the environment are part of it.
@@ -27,6 +28,7 @@ def check_config(context: click.Context, path: str | None, as_json: bool) -> Non
         read = config.load(path, os.environ)
         warnings = config.warnings(read)
         summary = _summary(read)
+        errors = _file_troubles(read)
     except config.ConfigError as error:
         errors = error.lines
     if as_json:
@@ -40,6 +42,16 @@ def check_config(context: click.Context, path: str | None, as_json: bool) -> Non
         if not errors:
             click.echo(f"ok {path or 'defaults'}: {summary}")
     context.exit(2 if errors else 0)
+
+
+def _file_troubles(read: config.Config) -> list[str]:
+    """What is wrong in certificates, keys, users and aliases. What reads them is imported only where there are any."""
+    access = read.access
+    if not (read.tls.certificate or read.dkim or access.users_file or access.aliases_file):
+        return []
+    from relaycluster.node import named_files
+
+    return named_files.troubles(read, time.time)  # noqa: TID251 (a command lives by the wall clock)
 
 
 def _summary(read: config.Config) -> str:

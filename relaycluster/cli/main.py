@@ -12,6 +12,9 @@ from relaycluster import __version__
 VERBS = {
     "check-config": "relaycluster.cli.configuration:check_config",
     "config-schema": "relaycluster.cli.configuration:config_schema",
+    "user": "relaycluster.cli.user:user",
+    "dkim": "relaycluster.cli.dkim:dkim",
+    "doctor": "relaycluster.cli.doctor.command:doctor",
 }
 
 

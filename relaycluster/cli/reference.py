@@ -66,20 +66,39 @@ def _configuration() -> Iterator[str]:
         "- A duration is a number and `ms`, `s`, `min`, `h` or `d`: `10s`, `5min`, `1h30min`.",
         "- A size is a number and `B`, `KiB`, `MiB`, `GiB` or `TiB`: `25MiB`.",
         "- A rate is a count and a period, `100/s`, `20/min`, `3000/h`, `10/5min`; `100/s,burst=200` lets 200 through at",
-        "  once after a pause. Without a burst they are evenly spread.",
+        "  once after a pause. Without a burst, what is sent is evenly spread, and of what clients hand in the whole count may",
+        "  come at once.",
         "- An unknown key, a wrong type or a contradiction is an error: one line with file, key, what is wrong and the fix.",
         "- `RELAYCLUSTER_SECTION__KEY` in the environment overrides a value: `RELAYCLUSTER_NODE__ID=edge-2`,",
         "  `RELAYCLUSTER_LISTENER__0__ADDRESS=0.0.0.0:25`, a list with commas: `RELAYCLUSTER_NODE__ROLES=edge,delivery`.",
         "- A path in the file is relative to the file's own directory.",
+        "- SIGHUP reads the file again, whole or not at all: what is wrong is told in the event `config_refused`, and the old",
+        '  values stay. `[node]`, `[redis]`, `[dns]`, `[http]`, `[log]`, the listeners\' addresses, modes, `tls = "implicit"` and',
+        "  whether they speak the PROXY protocol change with a restart only.",
+        "- Certificates, keys, users and aliases are read again within seconds when their files change. Replace a file by",
+        "  renaming a complete one over it.",
     )
     for name, section in Config.model_fields.items():
-        model = next(one for one in (section.annotation, *typing.get_args(section.annotation)) if _is_model(one))
-        several = typing.get_origin(section.annotation) is tuple
-        yield from ("", f"## `[[{name}]]`" if several else f"## `[{name}]`", "", _one_line(model.__doc__))
-        for key, field in model.model_fields.items():
-            default = "required" if field.is_required() else f"default `{_toml(field.default)}`"
-            yield from ("", f"### `{name}.{field.alias or key}`", "")
-            yield from (f"*{_type(field)}*, {default}", "", _one_line(field.description))
+        yield from _table(name, section)
+
+
+def _table(name: str, section: FieldInfo) -> Iterator[str]:
+    """A table with its keys, then the tables within it."""
+    model = _model_of(section)
+    assert model is not None
+    several = typing.get_origin(section.annotation) is tuple
+    yield from ("", f"## `[[{name}]]`" if several else f"## `[{name}]`", "", _one_line(model.__doc__))
+    for key, field in model.model_fields.items():
+        default = "required" if field.is_required() else f"default `{_toml(field.default)}`"
+        yield from ("", f"### `{name}.{field.alias or key}`", "")
+        yield from (f"*{_type(field)}*, {default}", "", _one_line(field.description))
+    for key, field in model.model_fields.items():
+        if _model_of(field) is not None:
+            yield from _table(f"{name}.{key}", field)
+
+
+def _model_of(field: FieldInfo) -> type[BaseModel] | None:
+    return next((one for one in (field.annotation, *typing.get_args(field.annotation)) if _is_model(one)), None)
 
 
 def _is_model(one: object) -> typing.TypeGuard[type[BaseModel]]:
@@ -92,7 +111,8 @@ def _type(field: FieldInfo) -> str:
 
 
 def _kind_text(kind: Kind) -> str:
-    return f"{kind.name} ({kind.unit})" if kind.unit == "SMTP transactions" else kind.name
+    # A rate is of something; the unit of a duration or a size stands in the text itself.
+    return f"{kind.name} ({kind.unit})" if kind.name.startswith("rate") else kind.name
 
 
 def _annotation_text(annotation: object) -> str:
@@ -102,6 +122,8 @@ def _annotation_text(annotation: object) -> str:
     if origin is typing.Annotated:
         kinds = [extra for extra in arguments if isinstance(extra, Kind)]
         return _kind_text(kinds[0]) if kinds else _annotation_text(arguments[0])
+    if _is_model(annotation):
+        return "table"
     if origin is typing.Literal:
         return " or ".join(f"`{_toml(value)}`" for value in arguments)
     if origin is tuple:

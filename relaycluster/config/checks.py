@@ -16,19 +16,13 @@ from urllib.parse import SplitResult, urlsplit
 from attrs import frozen
 
 from relaycluster.config.later import Loc
-from relaycluster.config.model import Config
+from relaycluster.config.model import Config, Listener
 from relaycluster.config.values import format_duration
 from relaycluster.policy.routing import HostPort
 
 _NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_FILES: tuple[tuple[str, str], ...] = (
-    ("redis", "ca_file"),
-    ("tls", "certificate"),
-    ("tls", "key"),
-    ("access", "users_file"),
-    ("http", "token_file"),
-)
-_SECRET_FILES: tuple[tuple[str, str], ...] = (("redis", "password_file"), ("tls", "key"), ("http", "token_file"))
+_SUBMISSIONS_PORT = 465
+_IN_CLEAR_PORTS = (25, 587)
 
 
 @frozen
@@ -44,6 +38,9 @@ def findings(config: Config) -> Iterator[Finding]:
     yield from _node(config)
     yield from _redis(config)
     yield from _sockets(config)
+    yield from _listeners(config)
+    yield from _tls(config)
+    yield from _dkim(config)
     yield from _access(config)
     yield from _times(config)
     yield from _destinations(config)
@@ -61,20 +58,39 @@ def warnings(config: Config) -> list[str]:
     if config.redis.durability == "memory":
         found.append(("redis.durability", "messages that were answered 250 are lost when Redis stops; for tests only"))
     for number, listener in enumerate(config.listener):
-        if listener.tls == "starttls":
-            found.append((f"listener[{number}].tls", "STARTTLS is not offered yet"))
-    if config.access.users_file:
-        found.append(("access.users_file", "AUTH is not offered yet"))
+        found.extend((f"listener[{number}].{key}", text) for key, text in _warnings_of(listener))
+    if config.access.users_file and config.listener and not any(map(_offers_auth, config.listener)):
+        text = 'nobody can use it: no listener of mode "submission" has TLS; set its tls to "starttls" or "implicit"'
+        found.append(("access.users_file", text))
     if config.limits.recipients < 100:
         found.append(("limits.recipients", "is below the 100 that every server should take (RFC 5321 4.5.3.1.8)"))
     for number, destination in enumerate(config.destination):
         if destination.mx_suffix:
             found.append((f"destination[{number}].mx_suffix", "is not looked at yet"))
-    for section, key in _SECRET_FILES:
-        path = getattr(getattr(config, section), key)
+    for loc, path in _secret_files(config):
         if path and _is_public(path):
-            found.append((f"{section}.{key}", f"everybody on this host can read {path}; chmod o-rwx"))
+            found.append((key_text(loc), f"everybody on this host can read {path}; chmod o-rwx"))
     return [f"{key}: {text}" for key, text in found]
+
+
+def _warnings_of(listener: Listener) -> Iterator[tuple[str, str]]:
+    is_local = ip_address(listener.address.host).is_loopback
+    port = listener.address.port
+    if listener.auth_without_tls and not is_local:
+        yield "auth_without_tls", 'passwords cross the network in clear; leave it out and set tls to "starttls"'
+    if listener.mode == "mx" and listener.require_tls and not is_local:
+        yield (
+            "require_tls",
+            "mail from servers without TLS will not arrive (RFC 3207 4 forbids this on a public server)",
+        )
+    if port == _SUBMISSIONS_PORT and listener.tls != "implicit":
+        yield "tls", 'clients of port 465 speak TLS from the first octet (RFC 8314 3.3); write "implicit"'
+    if port in _IN_CLEAR_PORTS and listener.tls == "implicit":
+        yield "tls", f'clients of port {port} begin in clear (RFC 8314 3.3); write "starttls", or use port 465'
+
+
+def _offers_auth(listener: Listener) -> bool:
+    return listener.mode == "submission" and (listener.tls != "none" or listener.auth_without_tls)
 
 
 def _node(config: Config) -> Iterator[Finding]:
@@ -166,6 +182,58 @@ def _collide(one: HostPort, other: HostPort) -> bool:
     return a == b or (a.version == b.version and (a.is_unspecified or b.is_unspecified))
 
 
+def _listeners(config: Config) -> Iterator[Finding]:
+    for number, listener in enumerate(config.listener):
+        place = ("listener", number)
+        tls = (*place, "tls")
+        if listener.tls != "none" and not config.tls.certificate and not config.tls.key:
+            text = f'"{listener.tls}" needs a certificate; name tls.certificate and tls.key'
+            yield Finding((tls, ("tls", "certificate")), text)
+        if listener.require_tls and listener.tls == "none":
+            text = 'nobody could send: this listener has no TLS; set its tls to "starttls" or "implicit"'
+            yield Finding(((*place, "require_tls"), tls), text)
+        if listener.auth_without_tls and (listener.require_tls or listener.tls == "implicit"):
+            because = "require_tls is set" if listener.require_tls else 'tls is "implicit"'
+            text = f"never happens here, because {because}; remove it"
+            yield Finding(((*place, "auth_without_tls"), (*place, "require_tls"), tls), text)
+        if listener.auth_without_tls and listener.mode == "mx":
+            text = 'listeners of mode "mx" have no AUTH; remove it'
+            yield Finding(((*place, "auth_without_tls"), (*place, "mode")), text)
+
+
+def _tls(config: Config) -> Iterator[Finding]:
+    tls = config.tls
+    if bool(tls.certificate) != bool(tls.key):
+        missing = "key" if tls.certificate else "certificate"
+        yield Finding((("tls", missing),), "is missing beside the other one; name both files")
+    if tls.sni and not tls.certificate and not tls.key:
+        text = "clients that name no host need a certificate, too; name tls.certificate and tls.key"
+        yield Finding((("tls", "sni"), ("tls", "certificate")), text)
+    seen: dict[str, int] = {}
+    for number, sni in enumerate(tls.sni):
+        for name in sni.names:
+            first = seen.setdefault(name, number)
+            if first != number:
+                text = f"{name!r} stands in tls.sni[{first}], too; keep it in one of them"
+                yield Finding((("tls", "sni", number, "names"), ("tls", "sni", first, "names")), text)
+
+
+def _dkim(config: Config) -> Iterator[Finding]:
+    records: dict[tuple[str, str], int] = {}
+    fallback: int | None = None
+    for number, key in enumerate(config.dkim):
+        place = ("dkim", number)
+        first = records.setdefault((key.domain, key.selector), number)
+        if first != number:
+            text = f"{key.selector}._domainkey.{key.domain} is dkim[{first}]'s, too; give each key its own selector"
+            yield Finding(((*place, "selector"), ("dkim", first, "selector"), (*place, "domain")), text)
+        if key.fallback:
+            fallback = number if fallback is None else fallback
+            if config.dkim[fallback].domain != key.domain:
+                text = f"dkim[{fallback}] is the fallback for another domain; only one domain can be"
+                yield Finding(((*place, "fallback"), ("dkim", fallback, "fallback"), (*place, "domain")), text)
+
+
 def _access(config: Config) -> Iterator[Finding]:
     if "*" in config.access.relay_domains:
         text = 'accepting mail for "*" from anyone makes this an open relay; name your own domains'
@@ -199,14 +267,28 @@ def _destinations(config: Config) -> Iterator[Finding]:
 
 
 def _files(config: Config) -> Iterator[Finding]:
-    if bool(config.tls.certificate) != bool(config.tls.key):
-        missing = "key" if config.tls.certificate else "certificate"
-        yield Finding((("tls", missing),), "is missing beside the other one; name both files")
-    for section, key in _FILES:
-        path = getattr(getattr(config, section), key)
-        trouble = path and file_trouble(path)
+    read = [
+        (("redis", "ca_file"), config.redis.ca_file),
+        (("tls", "certificate"), config.tls.certificate),
+        (("access", "aliases_file"), config.access.aliases_file),
+        *((("tls", "sni", number, "certificate"), sni.certificate) for number, sni in enumerate(config.tls.sni)),
+    ]
+    for loc, path in (*read, *_secret_files(config)):
+        trouble = path and loc != ("redis", "password_file") and file_trouble(path)
         if trouble:
-            yield Finding(((section, key),), trouble)
+            yield Finding((loc,), trouble)
+
+
+def _secret_files(config: Config) -> Iterator[tuple[Loc, str]]:
+    """The files that only the node itself should be able to read."""
+    yield ("redis", "password_file"), config.redis.password_file
+    yield ("tls", "key"), config.tls.key
+    yield ("access", "users_file"), config.access.users_file
+    yield ("http", "token_file"), config.http.token_file
+    for number, sni in enumerate(config.tls.sni):
+        yield ("tls", "sni", number, "key"), sni.key
+    for number, key in enumerate(config.dkim):
+        yield ("dkim", number, "key_file"), key.key_file
 
 
 def key_text(loc: Loc) -> str:

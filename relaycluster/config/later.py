@@ -15,15 +15,9 @@ _HARMLESS: tuple[object, ...] = ("", False, (), [], {})
 
 # Keys that the model does not have: what they are for, and the values that ask for nothing.
 _KEYS: dict[tuple[str, ...], tuple[str, tuple[object, ...] | None]] = {
-    ("dkim",): ("DKIM signing", _HARMLESS),
     ("reply_rule",): ("rules for remote replies", _HARMLESS),
     ("journal", "mode"): ("the acceptance journal", ("auto", "off")),
     ("journal", "size"): ("the acceptance journal", None),
-    ("listener", "require_tls"): ("TLS on listeners", _HARMLESS),
-    ("listener", "proxy_protocol_from"): ("the PROXY protocol", _HARMLESS),
-    ("tls", "sni"): ("a certificate for each name", _HARMLESS),
-    ("access", "aliases_file"): ("aliases", _HARMLESS),
-    ("limits", "messages_per_client"): ("a message rate for each client", _HARMLESS),
     ("delivery", "source_addresses"): ("a choice of source addresses", _HARMLESS),
 }
 
@@ -31,8 +25,6 @@ _KEYS: dict[tuple[str, ...], tuple[str, tuple[object, ...] | None]] = {
 _VALUES: dict[tuple[str, ...], tuple[tuple[str, ...], str, str]] = {
     ("redis", "url"): (("sentinel:", "redis+sentinel:"), "Redis Sentinel", 'name one Redis, like "redis://host:6379"'),
     ("redis", "durability"): (("replicas:",), "waiting for replicas", 'write "fsync"'),
-    ("listener", "tls"): (("implicit",), "TLS on listeners", "leave this listener out"),
-    ("limits", "bare_newline"): (("normalize",), "normalising bare newlines", 'write "reject"'),
     ("delivery", "tls"): (("encrypt", "verify"), "insisting on TLS to remote servers", 'write "may"'),
     ("destination", "tls"): (("encrypt", "verify"), "insisting on TLS to remote servers", 'write "may"'),
 }

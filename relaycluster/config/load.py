@@ -23,18 +23,9 @@ from relaycluster.config import later
 from relaycluster.config.checks import file_trouble, findings, key_text
 from relaycluster.config.later import Loc
 from relaycluster.config.model import Config
-from relaycluster.config.values import describe, format_duration, format_size, parse_domain
+from relaycluster.config.values import Kind, describe, format_duration, format_size, parse_domain
 
 PREFIX = "RELAYCLUSTER_"
-_PATHS = (
-    ("node", "state_dir"),
-    ("redis", "password_file"),
-    ("redis", "ca_file"),
-    ("tls", "certificate"),
-    ("tls", "key"),
-    ("access", "users_file"),
-    ("http", "token_file"),
-)
 _MOST_SECRET_BYTES = 4096
 
 
@@ -101,10 +92,7 @@ class _Reading:
         except (tomllib.TOMLDecodeError, RecursionError) as error:
             text = " ".join(str(error).split()) or "nested too deeply"
             raise ConfigError([f"{self.source}: is not TOML: {text}; correct it there"]) from None
-        for section, key in _PATHS:
-            table = self.raw.get(section)
-            if isinstance(table, dict) and isinstance(table.get(key), str) and table[key]:
-                table[key] = os.path.abspath(path.parent / table[key])
+        _resolve_paths(self.raw, Config, path.parent)
 
     def apply_environment(self, environ: Mapping[str, str]) -> None:
         """Lays `RELAYCLUSTER_SECTION__KEY` (and `RELAYCLUSTER_LISTENER__0__KEY`) over the file's values."""
@@ -120,7 +108,7 @@ class _Reading:
             self._put(tuple(key.split(".")), f"command line: {key}", value)
 
     def _put(self, loc: Loc, origin: str, value: object) -> None:
-        if isinstance(value, str) and value and loc in _PATHS:
+        if isinstance(value, str) and value and _is_path(_field(loc)):
             value = os.path.abspath(value)
         here: Any = self.raw
         self._origins[loc] = origin
@@ -207,6 +195,23 @@ class _Reading:
                 yield f"{self.source}: {key_text(loc)}: {text}" + (f" (line {line})" if line else "")
 
 
+def _resolve_paths(table: dict[str, Any], model: type[BaseModel], directory: Path) -> None:
+    """Makes every path in a table and in those within it absolute; what is not as the model has it is left alone."""
+    for name, info in model.model_fields.items():
+        key = info.alias or name
+        value, below = table.get(key), _model_of(info)
+        if isinstance(value, str) and value and _is_path(info):
+            table[key] = os.path.abspath(directory / value)
+        elif below is not None:
+            for inner in value if isinstance(value, list) else [value]:
+                if isinstance(inner, dict):
+                    _resolve_paths(inner, below, directory)
+
+
+def _is_path(info: FieldInfo | None) -> bool:
+    return info is not None and any(isinstance(extra, Kind) and extra.name == "path" for extra in info.metadata)
+
+
 def _prune(tree: object, loc: Loc) -> Loc | None:
     """Removes the innermost key of a table that `loc` leads through, and tells which; a bad element of a list takes the
     whole list along."""
@@ -248,6 +253,8 @@ def _explain(detail: ErrorDetails) -> str:
             return f"must be a whole number, is {describe(value)}; write it without quotes and fraction"
         case "float_type":
             return f"must be a number, is {describe(value)}; write it without quotes"
+        case "bool_type":
+            return f"must be true or false, is {describe(value)}; write it without quotes"
         case "tuple_type":
             return f'must be a list, is {describe(value)}; write it in brackets, like ["…"], or as a [[table]]'
         case "model_type" | "model_attributes_type":
@@ -290,9 +297,14 @@ def _model(path: tuple[str, ...]) -> type[BaseModel] | None:
     model: type[BaseModel] | None = Config
     for part in path:
         field = model.model_fields.get(part) if model else None
-        candidates = [field.annotation, *get_args(field.annotation)] if field else []
-        model = next((one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)), None)
+        model = _model_of(field) if field else None
     return model
+
+
+def _model_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The model of the table, or of the tables, that a field holds."""
+    candidates = [field.annotation, *get_args(field.annotation)]
+    return next((one for one in candidates if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
 
 def _field(loc: Loc) -> FieldInfo | None:

@@ -16,21 +16,27 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from relaycluster.config.values import (
     Bytes,
     BytesPerSecond,
+    CertificateName,
     ClientNetwork,
     DNSServer,
     Domain,
     FilePath,
+    Flag,
     Kind,
     Listen,
     Network,
     OptionalBytes,
+    OptionalConnectionRate,
     OptionalDomain,
     OptionalListen,
+    OptionalMessageRate,
     OptionalRate,
     Pattern,
+    ProxyNetwork,
     Real,
     RouteHost,
     Seconds,
+    Selector,
     Text,
     Whole,
     Workers,
@@ -208,17 +214,37 @@ class Listener(Section):
     )
     mode: Literal["submission", "mx"] = _option(
         "submission",
-        "`submission`: for our own users and machines, who may relay to anywhere when their address is in"
-        " `access.networks`. `mx`: for the world, who may send to `access.relay_domains` only.",
+        "`submission` (RFC 6409): for our own users and machines, who may relay to anywhere when they have authenticated"
+        " or their address is in `access.networks`; a missing Date or Message-ID is added, and what is sent is signed."
+        " `mx`: for the world, who may send to `access.relay_domains` only; the header stays as it is, and there is no"
+        " AUTH.",
     )
-    tls: Literal["none", "starttls"] = _option(
+    tls: Literal["none", "starttls", "implicit"] = _option(
         "none",
-        "Whether the listener speaks TLS. This release does not yet: `starttls` is accepted, and the listener does not"
-        " offer it. `implicit` is refused until it can be kept.",
+        "`starttls` offers TLS within the session (RFC 3207; ports 25, 587 and 2525), `implicit` speaks it from the first"
+        " octet (RFC 8314; port 465). Both need `tls.certificate`.",
+    )
+    require_tls: Flag = _option(
+        False,
+        "With `starttls`: neither AUTH nor mail is taken in clear (530 5.7.0). Not for a public `mx` listener: RFC 3207 4"
+        " forbids it there, and mail from servers without TLS would not arrive.",
+    )
+    auth_without_tls: Flag = _option(
+        False,
+        "Whether users may authenticate in clear, where everybody on the way reads their passwords. Only for networks of"
+        " your own that nobody else is in.",
+    )
+    proxy_protocol_from: tuple[ProxyNetwork, ...] = _option(
+        (),
+        "The addresses of load balancers that send the PROXY protocol (version 1 or 2) before everything else, as HAProxy"
+        " does with `send-proxy-v2`. The client that the header names decides about access, limits, logs and `Received:`;"
+        " the balancer itself is no client. When it is set, everybody who connects from elsewhere or without a header is"
+        " turned away.",
     )
     message_class: Literal["urgent", "normal", "bulk"] = _option(
         "normal",
-        "Which mail goes first where a domain's limit makes mail wait: `urgent` before `normal` before `bulk`.",
+        "Which mail goes first where a domain's limit makes mail wait: `urgent` before `normal` before `bulk`. A user's"
+        " own class goes before it, and before that the header `Relay-Class` of an authenticated sender.",
         alias="class",
     )
 
@@ -228,14 +254,32 @@ class Listener(Section):
         return MessageClass[self.message_class.upper()]
 
 
-class TLS(Section):
-    """The listeners' certificate."""
+class SNI(Section):
+    """A further certificate, for clients that ask for one of its names (RFC 6066 3); one `[[tls.sni]]` table for each."""
 
-    certificate: FilePath = _option("", "The certificate chain (PEM), the server's own first.")
-    key: FilePath = _option("", "The certificate's private key (PEM).")
+    names: tuple[CertificateName, ...] = _option(
+        (), "The names, `mx.example.org` or `*.example.org`. Empty: those that stand in the certificate."
+    )
+    certificate: FilePath = Field(description="The certificate chain (PEM), the server's own first.")
+    key: FilePath = Field(description="Its private key (PEM).")
+
+
+class TLS(Section):
+    """The listeners' certificates. Changed files are noticed within seconds and used from the next session on; with a new pair
+    that does not fit, the old one stays."""
+
+    certificate: FilePath = _option(
+        "",
+        "The certificate chain (PEM), the server's own first; for clients that name no host, or one that no"
+        " `[[tls.sni]]` has.",
+    )
+    key: FilePath = _option(
+        "", "The certificate's private key (PEM), without a passphrase. ECDSA keys cost much less at each handshake."
+    )
     minimum: Literal["1.2", "1.3"] = _option(
         "1.2", "The oldest TLS version that is spoken (RFC 8996 forbids older ones)."
     )
+    sni: tuple[SNI, ...] = _option((), "Further certificates, by the name that the client asks for.")
 
 
 class Access(Section):
@@ -245,14 +289,21 @@ class Access(Section):
         None,
         "The client networks that may relay to anywhere without AUTH, on listeners of mode `submission`. Not set:"
         " loopback, and that on listeners bound to a loopback address only. Never the address of a load balancer: the"
-        " whole world comes from there.",
+        " whole world comes from there. Behind `proxy_protocol_from` the client's own address counts.",
     )
     relay_domains: tuple[Pattern, ...] = _option(
         (),
         "The recipient domains for which mail is accepted from anyone: `example.com`, or `*.example.com` for all below.",
     )
     users_file: FilePath = _option(
-        "", "The users who may authenticate. This release does not offer AUTH yet and does not read it."
+        "",
+        "The users who may authenticate on listeners of mode `submission`: a file that `relaycluster user add` writes."
+        " Changes hold within seconds; while it is wrong, the old users stay. Empty: no AUTH.",
+    )
+    aliases_file: FilePath = _option(
+        "",
+        "Addresses that stand for others, one `left: right, right` a line, expanded before a message is queued. They never"
+        " widen who may send to where. Changes hold within seconds; while it is wrong, the old aliases stay.",
     )
 
     def networks_for(self, listener: Listener) -> tuple[Network, ...]:
@@ -265,7 +316,7 @@ class Access(Section):
 
 
 class Limits(Section):
-    """What one client, session and message may cost. Connections are counted in each process."""
+    """What one client, session and message may cost. Connections are counted in each process, messages over the whole cluster."""
 
     message_size: Bytes = _option(
         "25MiB",
@@ -283,7 +334,28 @@ class Limits(Section):
     )
     connections: Whole = _option(2000, "The most sessions at once in a process; more are answered 421.", ge=1)
     connections_per_client: Whole = _option(
-        100, "The most sessions at once from one client address in a process; more are answered 421.", ge=1
+        100,
+        "The most sessions at once from one client in a process; more are answered 421. A client is an IPv4 address or an"
+        " IPv6 network of 64 bits.",
+        ge=1,
+    )
+    connection_rate_per_client: OptionalConnectionRate = _option(
+        "",
+        "How often one client may connect to a process: `60/min`; more are answered 421. All of them may come at once,"
+        " unless `burst=` says less. As Postfix' `smtpd_client_connection_rate_limit`. Empty: no limit.",
+    )
+    messages_per_client: OptionalMessageRate = _option(
+        "",
+        "How many messages one client may hand in, over the whole cluster: a user, or the address of a client without AUTH."
+        " `1000/h`; more are answered 450 4.7.1. All of them may come at once, unless `burst=` says less. A user's own rate"
+        " goes before it. Empty: no limit.",
+    )
+    stress_at: Real = _option(
+        0.8,
+        "From this part of `limits.connections` on, sessions are cut short so that honest clients find room: ten seconds for"
+        " a command, one error. As Postfix' stress-adaptive behaviour. 1.0: never.",
+        gt=0,
+        le=1,
     )
     errors: Whole = _option(
         20, "After so many refused commands a session ends with 421. As in Postfix (`smtpd_hard_error_limit`).", ge=1
@@ -298,10 +370,20 @@ class Limits(Section):
     minimum_data_rate: BytesPerSecond = _option(
         "500B/s", "The slowest flow of content that is borne, on average, from a client that holds a session."
     )
-    bare_newline: Literal["reject"] = _option(
+    header_size: Bytes = _option(
+        "128KiB",
+        "The largest header of a message; more is answered 552 5.3.4. Postfix has 100 KiB (`header_size_limit`).",
+        ge=4096,
+        le=252 << 10,
+    )
+    header_fields: Whole = _option(
+        1000, "The most fields in a message's header; more are answered 554 5.6.0.", ge=50, le=100_000
+    )
+    bare_newline: Literal["reject", "normalize"] = _option(
         "reject",
-        "What becomes of content with a CR or LF that stands alone: `reject` answers 5yz, since such content can hide a"
-        " second message from one of two servers (SMTP smuggling, CVE-2023-51764).",
+        "What becomes of content with a CR or LF that stands alone: `reject` answers 554 5.6.0, since such content can hide"
+        " a second message from one of two servers (SMTP smuggling, CVE-2023-51764); `normalize` makes each of them a line"
+        " end, for old software of your own. Neither lets it end a message.",
     )
 
 
@@ -387,6 +469,25 @@ class Destination(Section):
         )
 
 
+class DKIM(Section):
+    """A key that signs what leaves (RFC 6376); one `[[dkim]]` table for each. All keys of the author's domain sign, one signature
+    each. Mail that comes in on `submission` listeners is signed, and our own notices."""
+
+    domain: Domain = Field(
+        description="The signing domain, `d=`: that of the `From:` address, or a domain above it. `relaycluster dkim keygen`"
+        " makes a key and prints its DNS record."
+    )
+    selector: Selector = Field(description="The selector, `s=`: the record is at `SELECTOR._domainkey.DOMAIN`.")
+    key_file: FilePath = Field(
+        description="The private key (PEM): RSA, of 2048 bits for today's receivers, or Ed25519. Changes hold within seconds; while it is"
+        " wrong, the old keys stay."
+    )
+    fallback: Flag = _option(
+        False,
+        "Whether it signs also what comes from a domain without a key of its own. One domain may be the fallback.",
+    )
+
+
 class DNS(Section):
     """Where names are looked up."""
 
@@ -424,6 +525,7 @@ class Config(Section):
     limits: Limits = Field(default_factory=Limits)
     delivery: Delivery = Field(default_factory=Delivery)
     destination: tuple[Destination, ...] = _option((), "The destinations that differ.")
+    dkim: tuple[DKIM, ...] = _option((), "The keys that sign what leaves.")
     dns: DNS = Field(default_factory=DNS)
     http: HTTP = Field(default_factory=HTTP)
     log: Log = Field(default_factory=Log)

@@ -35,6 +35,7 @@ _SIZE_FIX = 'write a number and B, KiB, MiB, GiB or TiB, like "25MiB"'
 _LISTEN_FIX = 'write it like "0.0.0.0:25", "127.0.0.1:2525" or "[::]:25"'
 _WIDEST_PREFIX = {4: 8, 6: 16}
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_SELECTOR_LABEL = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
 
 
 @frozen
@@ -128,9 +129,21 @@ def parse_network(text: str) -> Network:
 def parse_client_network(text: str) -> Network:
     """A network that may relay without AUTH: one that holds a good part of the internet is refused."""
     network = parse_network(text)
-    if network.prefixlen < _WIDEST_PREFIX[network.version] and not (network.is_private and network.prefixlen):
+    if _is_the_world(network):
         raise ValueError(f"{network} would make this an open relay; name only the networks of your own clients")
     return network
+
+
+def parse_proxy_network(text: str) -> Network:
+    """A network of balancers whose word on who the client is counts: nobody else may be in it."""
+    network = parse_network(text)
+    if _is_the_world(network):
+        raise ValueError(f"{network} would let anybody pretend to be any client; name only your own load balancers")
+    return network
+
+
+def _is_the_world(network: Network) -> bool:
+    return network.prefixlen < _WIDEST_PREFIX[network.version] and not (network.is_private and network.prefixlen)
 
 
 def parse_domain(text: str) -> str:
@@ -152,6 +165,21 @@ def parse_pattern(text: str) -> str:
     if text == "*":
         return text
     return f"*.{parse_domain(text[2:])}" if text.startswith("*.") else parse_domain(text)
+
+
+def parse_certificate_name(text: str) -> str:
+    """A host name, or `*.domain` for all names one label below it (RFC 6125 6.4.3)."""
+    if text == "*":
+        raise ValueError('"*" is not a name in a certificate; tls.certificate is for all other names')
+    return parse_pattern(text)
+
+
+def parse_selector(text: str) -> str:
+    """A DKIM selector (RFC 6376 3.1): what stands before `._domainkey` in DNS."""
+    name = text.lower()
+    if len(name) > 100 or not all(_SELECTOR_LABEL.fullmatch(label) for label in name.split(".")):
+        raise ValueError(f'{text[:80]!r} is not a selector; use letters, digits and hyphens, like "s2026"')
+    return name
 
 
 def is_ip_address(text: str) -> bool:
@@ -242,6 +270,18 @@ OptionalRate = Annotated[
     _text_schema("100/s,burst=200"),
     Kind("rate or empty", "SMTP transactions"),
 ]
+OptionalMessageRate = Annotated[
+    Rate | None,
+    _from_text("a rate", 'write it like "1000/h"', _or_none(Rate.parse_allowance)),
+    _text_schema("1000/h"),
+    Kind("rate or empty", "messages"),
+]
+OptionalConnectionRate = Annotated[
+    Rate | None,
+    _from_text("a rate", 'write it like "60/min"', _or_none(Rate.parse_allowance)),
+    _text_schema("60/min"),
+    Kind("rate or empty", "connections"),
+]
 Listen = Annotated[
     HostPort,
     _from_text("an address with a port", _LISTEN_FIX, parse_listen),
@@ -272,9 +312,19 @@ ClientNetwork = Annotated[
     _text_schema("192.0.2.0/24"),
     Kind("network"),
 ]
+ProxyNetwork = Annotated[
+    Network,
+    _from_text("a network", 'write it like "192.0.2.0/24"', parse_proxy_network),
+    _text_schema("10.0.0.0/24"),
+    Kind("network"),
+]
 Domain = Annotated[Text, _from_text("a domain name", _TEXT_FIX, parse_domain), Kind("domain")]
 OptionalDomain = Annotated[
     Text, _from_text("a domain name", _TEXT_FIX, lambda text: text and parse_domain(text)), Kind("domain or empty")
 ]
 Pattern = Annotated[Text, _from_text("a domain", _TEXT_FIX, parse_pattern), Kind("domain or pattern")]
+CertificateName = Annotated[
+    Text, _from_text("a host name", _TEXT_FIX, parse_certificate_name), Kind("host name or pattern")
+]
+Selector = Annotated[Text, _from_text("a selector", _TEXT_FIX, parse_selector), Kind("selector")]
 FilePath = Annotated[Text, Kind("path")]

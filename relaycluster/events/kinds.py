@@ -111,13 +111,34 @@ class ConfigRefused(Event):
     reasons: tuple[str, ...] = _field("what is wrong, as `check-config` says it")
 
 
+@_event()
+@define(on_setattr=setters.frozen)
+class FileReloaded(Event):
+    """Files that the configuration names have changed, and what they say holds from now on. Sessions that are open go on."""
+
+    paths: tuple[str, ...] = _field("the files that changed")
+    what: str = _field("`certificate`, `dkim`, `users` or `aliases`")
+
+
+@_event("warning")
+@define(on_setattr=setters.frozen)
+class FileRefused(Event):
+    """A file that the configuration names has changed and can not be used; what it said before stays. Told once for each
+    change of the file."""
+
+    path: str = _field("the file")
+    what: str = _field("`certificate`, `dkim`, `users` or `aliases`")
+    line: int = _field("where in it; 0 when it is not about a line")
+    reason: str = _field("what is wrong, and the fix")
+
+
 # Accepting.
 
 
 @_event()
 @define(on_setattr=setters.frozen)
 class SessionClosed(Event):
-    """An inbound session ended."""
+    """An inbound session ended: one line for each."""
 
     session: str = _field("the session's id, unique in the life of the process")
     listener: str = _field("the configured address")
@@ -129,12 +150,13 @@ class SessionClosed(Event):
     refused: int = _field("commands that were refused", 0)
     seconds: float = _field("how long it lasted", 0.0)
     why: str = _nothing("how it ended: `quit`, `lost`, `timeout`, or the reply that ended it")
+    via: str = _nothing("the balancer whose PROXY header told who the client is")
 
 
 @_event()
 @define(on_setattr=setters.frozen)
 class MessageQueued(Event):
-    """A message exists in the queue as durably as was configured; its client gets the 250."""
+    """A message exists in the queue as durably as was configured; its client gets the 250: one line for each."""
 
     id: str = _field("the queue id")
     session: str = _field("the session's id; empty for a notice of our own")
@@ -145,6 +167,10 @@ class MessageQueued(Event):
     items: int = _field("how many recipient domains, each of which is an item")
     size: int = _field("octets of content, with our trace fields")
     reply: str = _field("what the client was answered")
+    tls: str = _nothing("version and cipher of the session")
+    via: str = _nothing("the balancer whose PROXY header told who the client is")
+    message_class: str = _nothing("`urgent`, `normal` or `bulk`")
+    signed: tuple[str, ...] = _field("the DKIM signatures that it got, each as `selector._domainkey.domain`", ())
 
 
 @_event()
@@ -160,6 +186,65 @@ class MessageRefused(Event):
     reverse_path: str = _nothing("the sender, where there was one")
     forward_path: str = _nothing("the recipient, where it was about one")
     id: str = _nothing("the queue id, where one had been given")
+    tls: str = _nothing("version and cipher of the session")
+    via: str = _nothing("the balancer whose PROXY header told who the client is")
+    size: int = _field("octets of content, where there was some", 0)
+
+
+@_event("warning")
+@define(on_setattr=setters.frozen)
+class AuthFailed(Event):
+    """A login was refused. It never holds the password; the name is what the client sent, whether or not there is such a user."""
+
+    session: str = _field("the session's id")
+    peer: str = _field("the client's address")
+    user: str = _field("the name that was tried")
+    mechanism: str = _field("`PLAIN` or `LOGIN`")
+    why: str = _field(
+        "`credentials`, `identity` (to act as somebody else), `backoff` (refused unseen) or `unavailable`"
+    )
+    via: str = _nothing("the balancer whose PROXY header told who the client is")
+    tls: str = _nothing("version and cipher of the session")
+
+
+@_event("warning")
+@define(on_setattr=setters.frozen)
+class AuthLockedOut(Event):
+    """After several failed logins the next attempts of a client or for a user are refused unseen for a while, on all nodes."""
+
+    session: str = _field("the id of the session with the last failure")
+    peer: str = _field("its client's address")
+    subject: str = _field("what is held back: a `pair` of user and address, an `address` or network, or a `user`")
+    seconds: float = _field("for how long")
+    via: str = _nothing("the balancer whose PROXY header told who the client is")
+
+
+@_event("warning")
+@define(on_setattr=setters.frozen)
+class ProxyRefused(Event):
+    """A connection to a listener with `proxy_protocol_from` was closed: no header came, a wrong one, or from a stranger."""
+
+    listener: str = _field("the configured address")
+    peer: str = _field("the address at the other end of the connection")
+    why: str = _field("what was wrong")
+
+
+@_event("warning")
+@define(on_setattr=setters.frozen)
+class StressBegan(Event):
+    """Session slots run out (`limits.stress_at`): timeouts and errors are cut short until there is room."""
+
+    sessions: int = _field("open sessions")
+    limit: int = _field("`limits.connections`")
+
+
+@_event()
+@define(on_setattr=setters.frozen)
+class StressEnded(Event):
+    """There is room for sessions again; the configured timeouts hold."""
+
+    sessions: int = _field("open sessions")
+    limit: int = _field("`limits.connections`")
 
 
 # Delivering.
@@ -243,14 +328,15 @@ class NoticeQueued(Event):
 
     id: str = _field("the notice's own queue id")
     item: str = _field("the item that it is about")
-    kind: str = _field("`failed` or `delayed`")
+    kind: str = _field("`failed`, `delayed` or `relayed`")
     to: str = _field("the reverse-path that gets it")
 
 
 @_event()
 @define(on_setattr=setters.frozen)
 class NoticeDropped(Event):
-    """Nobody is told of a failure, because the reverse-path is `<>` (RFC 5321 4.5.5) or the notice could not be made."""
+    """Nobody is told of a failure: the reverse-path is `<>` (RFC 5321 4.5.5), the sender asked not to be told (RFC 3461 4.1), or the
+    notice could not be made."""
 
     item: str = _field("the item that it would be about")
     kind: str = _field("`failed` or `delayed`")

@@ -26,6 +26,12 @@ _headers = HeaderParser()
 _UNKNOWN_TEXT: Final = b"Content-Type: text/plain; charset=unknown-8bit\r\n"
 
 
+# These alone among message/* may be encoded (RFC 6532 3.7, RFC 6533 6).
+_GLOBAL: Final = frozenset(
+    f"message/global{kind}" for kind in ("", "-headers", "-delivery-status", "-disposition-notification")
+)
+
+
 class _CannotConvertError(Exception):
     """No way to say the same in 7 bits."""
 
@@ -124,7 +130,7 @@ def _entity(
     elif media == "message/rfc822":
         _entity(content, body_start, end, edits, (*around, b""), message=True, default_type="text/plain")
         new_encoding = b"7bit"
-    elif media.startswith("message/"):
+    elif media.startswith("message/") and media not in _GLOBAL:
         raise _CannotConvertError  # RFC 2045 6.4: these may not be encoded, and we do not know their inside
     else:
         new_encoding, text = _encode(body, media, around)
@@ -142,7 +148,7 @@ def _entity(
 
 def _encode(body: bytes, media: str, around: tuple[bytes, ...]) -> tuple[bytes, bytes]:
     """The encoding's name and the encoded body: text stays readable while that is the shorter form."""
-    if media.startswith("text/"):
+    if media.startswith("text/") or media in _GLOBAL:
         high = len(body) - len(body.translate(None, _HIGH))
         if high * 4 <= len(body):
             text = quoted_printable(body)

@@ -1,8 +1,12 @@
 """Delivery status notices: what a sender gets to read when mail failed, waits, or went where no notices come from.
 
 RFC 3464 inside RFC 6522: a text for a person, a part for programs, and the header of the message (or all of it). The same report
-gives the same octets, so that enqueuing it twice is harmless. All of it is 7-bit; whatever remote servers said is
-stripped of control characters and bounded, since it is a stranger's text in a mail that carries our name.
+gives the same octets, so that enqueuing it twice is harmless. Whatever remote servers said is stripped of control characters and
+bounded, since it is a stranger's text in a mail that carries our name.
+
+All of it is 7-bit, with one exception: to a sender who declared SMTPUTF8, what is internationalized comes back as it was, in the types
+of RFC 6533. What stands outside of the parts is internationalized only when the sender's own address is, so that any host takes the notice
+that took the sender's other mail.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from hashlib import blake2b
+from itertools import groupby
 from textwrap import wrap
 from types import MappingProxyType
 from typing import Final, assert_never
@@ -19,10 +24,11 @@ from attrs import frozen
 
 from relaycluster.mail.address import NULL, Address
 from relaycluster.mail.downgrade import downgrade, quoted_printable
-from relaycluster.mail.envelope import Envelope
+from relaycluster.mail.envelope import BodyType, Envelope
 from relaycluster.mail.queue_id import RANDOM_BITS
 from relaycluster.mail.reply import Reply
 from relaycluster.mail.trace import date_time, header_end
+from relaycluster.mail.xtext import in_ascii
 
 SAID_LENGTH: Final = 900
 """Of what a remote server said, this many characters are shown: a word of that length still fits a line (RFC 5322 2.1.1)."""
@@ -47,7 +53,7 @@ class RecipientReport:
 
     `status` is the enhanced status code; `reply` the last reply, `remote` telling whether it came over the wire or is ours;
     `host` the MX host that was asked last. Times are seconds since the epoch. `original_recipient` is the ORCPT
-    parameter, decoded, with its type: `rfc822;bob@example.org`.
+    parameter, decoded (`xtext.original_recipient`), with its type: `rfc822;bob@example.org`.
     """
 
     recipient: Address
@@ -67,7 +73,8 @@ class Report:
 
     `notice_id` is the queue id of the notice itself, `queue_id` that of the message; `hostname` is ours; `made` and `arrived` are
     seconds since the epoch; `original` the content, or its head that includes the header; with `full` all of it comes back (RET=FULL);
-    `envelope_id` is the ENVID parameter, decoded. All recipients have the same action.
+    `envelope_id` is the ENVID parameter, decoded; `smtputf8` tells that the message was declared so. Recipients with the same action stand
+    together, and the first ones name the notice.
     """
 
     notice_id: str
@@ -80,6 +87,7 @@ class Report:
     original: bytes
     full: bool = False
     envelope_id: str = ""
+    smtputf8: bool = False
 
 
 # For people: by enhanced code, then by its subject.
@@ -100,7 +108,7 @@ _MEANINGS: Mapping[str, str] = MappingProxyType(
         "4.6": "The message goes in a circle between mail systems. Their administrators have to mend that.",
         "4.7": "It could not be delivered in all the time that it was kept here.",
         "6.3": "The receiving system cannot take the characters in this message, and it could not be converted.",
-        "6.7": "The receiving system cannot take internationalized addresses.",
+        "6.7": "The receiving system takes only mail whose addresses and header are plain ASCII, and this message has others.",
         "7.4": "A secure connection is required, and the receiving system does not offer one.",
         "7.5": "A secure connection to the receiving system could not be made.",
         "1": "The receiving system does not accept this address.",
@@ -118,7 +126,7 @@ _SPACES = re.compile(r"[\t\r\n ]+")
 _message_id = re.compile(
     rb"^message-id:[ \t]*(?:\r\n[ \t]+)?(<[!-;=?-~]{1,250}>)[ \t]*\r$", re.IGNORECASE | re.MULTILINE
 ).search
-_subject = re.compile(rb"^subject:[ \t]*([ -~]{1,200})\r$", re.IGNORECASE | re.MULTILINE).search
+_subject = re.compile(rb"^subject:[ \t]*([^\0-\x1f\x7f]{1,200})\r$", re.IGNORECASE | re.MULTILINE).search
 
 
 def notice_entropy(item_id: str, kind: Action, recipients: Sequence[str], attempt: int) -> int:
@@ -132,11 +140,24 @@ def notice_entropy(item_id: str, kind: Action, recipients: Sequence[str], attemp
 
 def envelope(report: Report) -> Envelope:
     """The envelope of the notice: from the null reverse-path, so that it never causes another (RFC 5321 6.1, RFC 3464 2)."""
-    return Envelope(NULL, (report.reverse_path,), smtputf8=not report.reverse_path.text.isascii())
+    if not is_global(report):
+        return Envelope(NULL, (report.reverse_path,))
+    return Envelope(NULL, (report.reverse_path,), BodyType.EIGHT_BIT, smtputf8=True)
+
+
+def is_global(report: Report) -> bool:
+    """Whether the notice is internationalized (RFC 6533): something in it is, and its reader can be expected to understand that."""
+    reverse_path = report.reverse_path.text
+    if not reverse_path.isascii():
+        return True
+    return report.smtputf8 and (
+        _is_utf8(_header(report))
+        or not all(entry.recipient.text.isascii() and entry.original_recipient.isascii() for entry in report.recipients)
+    )
 
 
 def build(report: Report) -> bytes:
-    """The notice as a message with CRLF line ends, lines of at most 998 octets and no octet above 126.
+    """The notice as a message with CRLF line ends and lines of at most 998 octets; none above 126, unless `is_global`.
 
     `ValueError` for the null reverse-path, to which nothing is ever sent, and without recipients.
     """
@@ -144,8 +165,10 @@ def build(report: Report) -> bytes:
         raise ValueError("a message from the null reverse-path causes no notice")
     if not report.recipients:
         raise ValueError("a notice about nobody")
-    parts = (_text_part(report), _status_part(report), _original_part(report))
+    as_utf8 = is_global(report)
+    parts = (_text_part(report, as_utf8), _status_part(report, as_utf8), _original_part(report, as_utf8))
     boundary = _boundary(report.notice_id, parts)
+    # RFC 6522 3: the report-type is the subtype of the second part.
     lines = [
         b"From: Mail Delivery System <MAILER-DAEMON@%s>" % _clean(report.hostname).encode(),
         b"To: " + _to(report.reverse_path).encode(),
@@ -155,8 +178,9 @@ def build(report: Report) -> bytes:
         *_threading(report),
         b"Auto-Submitted: auto-replied",  # RFC 3834 5: vacation programs and list servers keep quiet
         b"MIME-Version: 1.0",
-        b"Content-Type: multipart/report; report-type=delivery-status;",
+        b"Content-Type: multipart/report; report-type=%sdelivery-status;" % (b"global-" if as_utf8 else b""),
         b'\tboundary="%s"' % boundary,
+        *([b"Content-Transfer-Encoding: 8bit"] if as_utf8 else []),
         b"",
         b"This is a delivery status notice in MIME format (RFC 3464).",
     ]
@@ -173,61 +197,86 @@ def _subject_text(report: Report) -> str:
         Action.RELAYED: "was passed on",
     }[report.recipients[0].action]
     text = report.recipients[0].recipient.text
-    if len(report.recipients) > 1:
-        return f"Your message to {len(report.recipients)} recipients {what}"
+    number = sum(entry.action is report.recipients[0].action for entry in report.recipients)
+    if number > 1:
+        return f"Your message to {number} recipients {what}"
     whom = f" to {_clean(text)}" if len(text) <= 100 and text.isascii() else ""
     return f"Your message{whom} {what}"
 
 
-def _text_part(report: Report) -> bytes:
+def _text_part(report: Report, as_utf8: bool) -> bytes:
     """What a person reads first. What happened, to whom, what the other side said, what can be done."""
-    first = report.recipients[0]
-    when = date_time(report.arrived)
-    match first.action:
+    shown = _clean_utf8 if as_utf8 else _address
+    lines = [f"This is the mail system at {_clean(report.hostname)}.", ""]
+    subject = _shown_subject(report, as_utf8)
+    for action, entries in groupby(report.recipients, lambda entry: entry.action):
+        recipients = list(entries)
+        opening, closing = _words(action, recipients[0])
+        lines += wrap(f"Your message that arrived here at {date_time(report.arrived)} {opening}", _WIDTH)
+        if subject:
+            lines += ["", *_wrap("Its subject: ", subject)]
+        for entry in recipients:
+            lines += ["", f"<{shown(entry.recipient.text)}>"]
+            if entry.action is not Action.RELAYED:
+                lines += _wrap("    ", _meaning(entry.status))
+            if entry.remote:
+                by = (
+                    f"The mail server {_clean(entry.host)} said: " if entry.host else "The receiving mail server said: "
+                )
+                lines += _wrap("    ", by + _said(entry.reply))
+            else:
+                lines += _wrap("    ", f"Our own mail system says: {_said(entry.reply)}")
+        if closing:
+            lines += ["", *wrap(closing, _WIDTH)]
+        lines.append("")
+    lines += [f"The message has the id {_clean(report.queue_id)} at {_clean(report.hostname)}.", ""]
+    kind = (
+        b"charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\nContent-Language: en\r\n\r\n"
+        if as_utf8
+        else b"charset=us-ascii\r\nContent-Language: en\r\n\r\n"
+    )
+    return b"Content-Type: text/plain; " + kind + "\r\n".join(lines).encode("utf-8" if as_utf8 else "ascii", "replace")
+
+
+def _words(action: Action, first: RecipientReport) -> tuple[str, str]:
+    """What happened to the recipients with this action, and what can be done."""
+    match action:
         case Action.FAILED:
-            opening = "could not be delivered to the recipients below. It will not be tried again."
-            closing = (
+            return (
+                "could not be delivered to the recipients below. It will not be tried again.",
                 "If you do not know what to do about it, forward this notice as a whole to your postmaster or to the help desk "
-                "of your mail provider. To try again, send the message again."
+                "of your mail provider. To try again, send the message again.",
             )
         case Action.DELAYED:
             until = f" until {date_time(first.retry_until)}" if first.retry_until is not None else ""
-            opening = (
+            return (
                 "has not been delivered yet to the recipients below. "
-                f"You do NOT need to send it again: it will be tried again{until}."
+                f"You do NOT need to send it again: it will be tried again{until}.",
+                "If it cannot be delivered by then, you will get another notice.",
             )
-            closing = "If it cannot be delivered by then, you will get another notice."
         case Action.RELAYED:
-            opening = (
+            return (
                 "was passed on for the recipients below to a mail system that does not send notices of delivery. "
-                "There was no error, and you may hear no more about it."
+                "There was no error, and you may hear no more about it.",
+                "",
             )
-            closing = ""
         case _:
-            assert_never(first.action)
-    lines = [f"This is the mail system at {_clean(report.hostname)}.", ""]
-    lines += wrap(f"Your message that arrived here at {when} {opening}", _WIDTH)
-    subject = _subject(_header(report))
-    if subject is not None and b"=?" not in subject.group(1):
-        lines += ["", *_wrap("Its subject: ", subject.group(1).decode("ascii"))]
-    for entry in report.recipients:
-        lines += ["", f"<{_address(entry.recipient)}>"]
-        if entry.action is not Action.RELAYED:
-            lines += _wrap("    ", _meaning(entry.status))
-        if entry.remote:
-            by = f"The mail server {_clean(entry.host)} said: " if entry.host else "The receiving mail server said: "
-            lines += _wrap("    ", by + _said(entry.reply))
-        else:
-            lines += _wrap("    ", f"Our own mail system says: {_said(entry.reply)}")
-    if closing:
-        lines += ["", *wrap(closing, _WIDTH)]
-    lines += ["", f"The message has the id {_clean(report.queue_id)} at {_clean(report.hostname)}.", ""]
-    body = "\r\n".join(lines).encode("ascii", "replace")
-    return b"Content-Type: text/plain; charset=us-ascii\r\nContent-Language: en\r\n\r\n" + body
+            assert_never(action)
 
 
-def _status_part(report: Report) -> bytes:
-    """The part that programs read (RFC 3464 2.2 and 2.3)."""
+def _shown_subject(report: Report, as_utf8: bool) -> str:
+    """The message's subject, if it can be shown as it is."""
+    found = _subject(_header(report))
+    if found is None or b"=?" in found.group(1):
+        return ""
+    try:
+        return _clean_utf8(found.group(1).decode("utf-8" if as_utf8 else "ascii"))
+    except UnicodeDecodeError:
+        return ""
+
+
+def _status_part(report: Report, as_utf8: bool) -> bytes:
+    """The part that programs read (RFC 3464 2.2 and 2.3; RFC 6533 3)."""
     lines = []
     if report.envelope_id:
         lines.append(_field("Original-Envelope-Id", report.envelope_id))
@@ -239,10 +288,12 @@ def _status_part(report: Report) -> bytes:
     for entry in report.recipients:
         lines.append(b"")
         if entry.original_recipient:
-            lines.append(_field("Original-Recipient", entry.original_recipient))
-        # RFC 6533 3: the type tells that the address is not ASCII; in a 7-bit notice it is written in \x{...} form.
-        address_type = "rfc822" if entry.recipient.text.isascii() else "utf-8"
-        lines.append(f"Final-Recipient: {address_type}; {_address(entry.recipient)}".encode("ascii"))
+            kind, _, address = entry.original_recipient.partition(";")
+            lines.append(b"Original-Recipient: " + _typed(_clean(kind)[:40], address.strip(), as_utf8))
+        lines.append(
+            b"Final-Recipient: "
+            + _typed("rfc822" if entry.recipient.text.isascii() else "utf-8", entry.recipient.text, as_utf8)
+        )
         lines.append(_field("Action", entry.action.value))
         lines.append(_field("Status", entry.status))
         if entry.host:
@@ -254,20 +305,37 @@ def _status_part(report: Report) -> bytes:
             lines.append(_field("Last-Attempt-Date", date_time(entry.last_attempt)))
         if entry.action is Action.DELAYED and entry.retry_until is not None:
             lines.append(_field("Will-Retry-Until", date_time(entry.retry_until)))
-    return b"Content-Type: message/delivery-status\r\n\r\n" + b"\r\n".join(lines) + b"\r\n"
+    kind_of_part = (
+        b"Content-Type: message/global-delivery-status\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
+        if as_utf8
+        else b"Content-Type: message/delivery-status\r\n\r\n"
+    )
+    return kind_of_part + b"\r\n".join(lines) + b"\r\n"
 
 
-def _original_part(report: Report) -> bytes:
+def _typed(kind: str, address: str, as_utf8: bool) -> bytes:
+    """An address with its type. In a 7-bit notice one of type utf-8 is written with `\\x{...}` (RFC 6533 3)."""
+    if kind.lower() != "utf-8":
+        return f"{kind}; {_address(address)}".encode("ascii")
+    return f"{kind}; {_clean_utf8(address) if as_utf8 else in_ascii(address)[:SAID_LENGTH]}".encode()
+
+
+def _original_part(report: Report, as_utf8: bool) -> bytes:
     """The message that this is about, or its header."""
+    header = _header(report)
+    as_it_is = as_utf8 and _is_utf8(header)
     if report.full:
+        if as_it_is and _has_clean_lines(report.original):
+            return b"Content-Type: message/global\r\nContent-Transfer-Encoding: 8bit\r\n\r\n" + report.original
         # RFC 2046 5.2.1: a message/rfc822 part may not be encoded, so its inside must be 7-bit already.
         whole = downgrade(report.original)
-        if whole is not None and _is_seven_bit(whole):
+        if whole is not None and whole.isascii() and _has_clean_lines(whole):
             return b"Content-Type: message/rfc822\r\n\r\n" + whole
-    header = _header(report)
     if len(header) > HEADER_LENGTH:
         header = header[: header.rfind(b"\r\n", 0, HEADER_LENGTH) + 2]
-    if _is_seven_bit(header):
+    if as_it_is and _has_clean_lines(header):
+        return b"Content-Type: message/global-headers\r\nContent-Transfer-Encoding: 8bit\r\n\r\n" + header
+    if header.isascii() and _has_clean_lines(header):
         return b"Content-Type: text/rfc822-headers\r\n\r\n" + header
     return (
         b"Content-Type: text/rfc822-headers\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n"
@@ -285,12 +353,22 @@ def _threading(report: Report) -> list[bytes]:
     return [] if match is None else [b"In-Reply-To: " + match.group(1), b"References: " + match.group(1)]
 
 
-def _is_seven_bit(data: bytes) -> bool:
-    """Whether data may travel as 7bit (RFC 2045 2.7): ASCII, no NUL, CRLF only as a pair, no over-long line."""
+def _is_utf8(header: bytes) -> bool:
+    """Whether the header is internationalized (RFC 6532): octets above 127, all of them UTF-8."""
+    if header.isascii():
+        return False
+    try:
+        header.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _has_clean_lines(data: bytes) -> bool:
+    """Whether data may travel unencoded (RFC 2045 2.7 and 2.8): no NUL, CRLF only as a pair, no over-long line."""
     pairs = data.count(b"\r\n")
     return (
-        data.isascii()
-        and b"\0" not in data
+        b"\0" not in data
         and data.count(b"\r") == pairs
         and data.count(b"\n") == pairs
         and max(map(len, data.split(b"\r\n"))) <= 998
@@ -309,19 +387,24 @@ def _boundary(notice_id: str, parts: Sequence[bytes]) -> bytes:
 
 
 def _to(reverse_path: Address) -> str:
-    """The sender's address as a header may hold it in 7 bits. A non-ASCII one cannot be written there (RFC 6857 has only
-    detours): the envelope knows it."""
+    """The sender's address as a header may hold it; the envelope knows it in any case."""
     text = reverse_path.text
-    if text.isascii() and text.isprintable() and len(text) <= SAID_LENGTH:
+    if text.isprintable() and len(text.encode("utf-8", "replace")) <= SAID_LENGTH:
         return f"<{text}>"
     return "undisclosed-recipients:;"
 
 
-def _address(address: Address) -> str:
+def _address(text: str) -> str:
     """An address in printable ASCII; other characters as RFC 6533 3 writes them, bounded."""
     return "".join(
-        character if " " <= character <= "~" else f"\\x{{{ord(character):X}}}" for character in address.text[:320]
+        character if " " <= character <= "~" else f"\\x{{{ord(character):02X}}}" for character in text[:320]
     )[:SAID_LENGTH]
+
+
+def _clean_utf8(text: str) -> str:
+    """Printable characters in one line, of bounded length in UTF-8; a question mark for any other."""
+    shown = "".join(character if character.isprintable() else "?" for character in text[:SAID_LENGTH])
+    return shown.encode("utf-8", "replace")[:SAID_LENGTH].decode("utf-8", "ignore")
 
 
 def _said(reply: Reply) -> str:

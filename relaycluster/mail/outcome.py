@@ -29,10 +29,12 @@ class Stage(Enum):
 
 @frozen
 class Delivered:
-    """The next hop took responsibility: 2yz after the final dot."""
+    """The next hop took responsibility: 2yz after the final dot. With `dsn` also for telling of success: it speaks DSN, and what the
+    sender wished to hear went along (RFC 3461 5.2.1)."""
 
     reply: Reply
     host: str = ""
+    dsn: bool = False
 
 
 @frozen

@@ -18,7 +18,9 @@ class Session:
     """One inbound SMTP session, as it stands now; a new value after each EHLO, STARTTLS or AUTH.
 
     `id` is short and unique within the process's life; `listener` is the configured address ("0.0.0.0:587"),
-    `mode` "submission" or "mx". `helo` is empty before EHLO or HELO; `esmtp` tells which of the two it was.
+    `mode` "submission" or "mx". `helo` is empty before EHLO or HELO; `esmtp` tells which of the two it was. `user` is the name
+    that AUTH proved, empty without. `via` is the balancer's address when a PROXY header told who the client is: `peer_*`
+    and `local_*` are then what the header says.
     """
 
     id: str
@@ -32,3 +34,4 @@ class Session:
     esmtp: bool = False
     tls: TLSFacts | None = None
     user: str = ""
+    via: str = ""

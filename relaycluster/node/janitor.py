@@ -14,9 +14,9 @@ from relaycluster.interfaces import IQueue, QueueError
 from relaycluster.metrics import Metrics
 from relaycluster.net.pool import ConnectionPool
 from relaycluster.node.delivery import Delivery
-from relaycluster.node.edge import fan_out
 from relaycluster.node.partitions import Partitions
 from relaycluster.node.settle import Settlement
+from relaycluster.node.spread import fan_out
 from relaycluster.policy.lifecycle import NOTICE_WORK, SPREAD_WORK
 
 POLL_SECONDS = 1.0

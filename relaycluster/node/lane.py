@@ -19,16 +19,18 @@ from relaycluster import events
 from relaycluster.interfaces import ContentMissing, NotOwner, QueueError
 from relaycluster.mail import outcome
 from relaycluster.mail.address import Address
+from relaycluster.mail.envelope import BodyType
 from relaycluster.mail.item import Claim
 from relaycluster.mail.outcome import Outcome, Stage
 from relaycluster.mail.reply import Reply
+from relaycluster.mail.trace import header_end
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, Target
 from relaycluster.node.content import head_of, in_seven_bits, pieces
 from relaycluster.node.crowd import LimitReached
 from relaycluster.node.limits import SLOT_GRACE_SECONDS
 from relaycluster.node.means import Means
 from relaycluster.node.routes import NoRoute, Route
-from relaycluster.node.verdicts import for_next_host, judged, recipients_left, too_many
+from relaycluster.node.verdicts import for_next_host, judged, recipients_left, spared, together, too_many
 from relaycluster.policy import trouble
 from relaycluster.policy.cluster import Ownership
 from relaycluster.policy.routing import DestinationSettings
@@ -407,7 +409,8 @@ class Lane:
                 self.more = True
                 self._done(connection)
                 return
-            transaction = await self._transaction(connection, claim, recipients)
+            started = means.clock.seconds()
+            outcomes = await self._carry(connection, claim, recipients)
         except ContentMissing as error:
             means.settlement.set_aside(claim, str(error))
             self._done(connection)
@@ -416,13 +419,6 @@ class Lane:
             self._return(claim)
             self._done(connection)
             return
-        if transaction is None:
-            failed = trouble.judge_local(Stage.MAIL, LocalTrouble.EIGHT_BIT_NOT_OFFERED, connection.target.host).outcome
-            means.settlement.settle(claim, [(who, failed) for who in recipients])
-            self._done(connection)
-            return
-        started = means.clock.seconds()
-        outcomes = await connection.send(transaction)
         self._sent(outcomes, connection, claim, recipients, started)
 
     async def _new_slot(self) -> bool:
@@ -443,24 +439,32 @@ class Lane:
                 return True
         return True
 
-    async def _transaction(
+    async def _carry(
         self, connection: OutboundConnection, claim: Claim, recipients: Sequence[Address]
-    ) -> Transaction | None:
-        """The transaction as this host takes it; None when it cannot take it."""
+    ) -> tuple[Outcome, ...]:
+        """Send it to these recipients as this host takes it. Raises a `QueueError` when the content cannot be read."""
         means, item = self._means, claim.item
         valid = partial(means.proves, claim.token)
         envelope = item.envelope
         if len(recipients) != len(envelope.recipients):
             envelope = evolve(envelope, recipients=tuple(recipients))
         head = await head_of(means.queue, claim)
+        if item.chunks and envelope.smtputf8 and head[: header_end(head)].isascii():
+            envelope = evolve(
+                envelope, smtputf8=False
+            )  # of a long content the conversation only knows what is declared
         content: Any = pieces(means.queue, item, head) if item.chunks else head
         transaction = Transaction(envelope, content, item.size, valid)
-        if not connection.needs_seven_bit(transaction):
-            return transaction
-        converted = await in_seven_bits(means.queue, item, head)
-        if converted is None:
-            return None
-        return Transaction(envelope, converted, len(converted), valid)
+        if connection.needs_seven_bit(transaction):
+            converted = await in_seven_bits(means.queue, item, head)
+            if converted is None:
+                host = connection.target.host
+                failed = trouble.judge_local(Stage.MAIL, LocalTrouble.EIGHT_BIT_NOT_OFFERED, host).outcome
+                return (failed,) * len(recipients)
+            # Its body is what is sent now; what was declared of the other no longer counts.
+            envelope = evolve(envelope, body=BodyType.SEVEN_BIT)
+            transaction = Transaction(envelope, converted, len(converted), valid)
+        return await connection.send(transaction)
 
     def _sent(
         self,
@@ -491,20 +495,24 @@ class Lane:
         self._attempted(claim, connection.target, outcomes[-1], elapsed, connection)
         pairs = [(who, judged(each)) for who, each in zip(recipients, outcomes, strict=True)]
         gone = not connection.usable
-        again = [who for who, each in pairs if for_next_host(each, gone)]
-        target = connection.target
-        rest = too_many(pairs)
+        rest = too_many(pairs) or spared(pairs)
         if rest and not gone:
-            # RFC 5321 4.5.3.1.10: the host takes so many at once; the others follow at once, in transactions of their own.
+            # RFC 5321 4.5.3.1.10: the host takes so many at once; the others follow at once, in transactions of their own. So do
+            # recipients whose addresses are plain, when a host has no SMTPUTF8 for the others'.
             done = Deferred.fromCoroutine(self._send_rest(connection, claim, pairs, rest))
             done.addErrback(self._bug, claim)
             return
         self._done(connection)
+        self._conclude(claim, pairs, connection.target, gone)
+
+    def _conclude(self, claim: Claim, pairs: list[tuple[Address, Outcome]], target: Target, gone: bool) -> None:
+        """This host has said all that it will say: the others are asked, or the outcomes hold."""
+        again = [who for who, each in pairs if for_next_host(each, gone)]
         if again and self._others({target.host}):
             self.elsewhere += 1
             Deferred.fromCoroutine(self._elsewhere(claim, pairs, again, target)).addErrback(self._bug, claim)
         else:
-            means.settlement.settle(claim, pairs)
+            self._means.settlement.settle(claim, pairs)
 
     async def _send_rest(
         self,
@@ -517,19 +525,17 @@ class Lane:
         results = dict(pairs)
         try:
             while rest and connection.usable:
-                transaction = await self._transaction(connection, claim, rest)
-                if transaction is None:
-                    break
                 started = means.clock.seconds()
-                outcomes = await connection.send(transaction)
+                outcomes = await self._carry(connection, claim, rest)
                 self._attempted(claim, connection.target, outcomes[-1], means.clock.seconds() - started, connection)
                 some = [(who, judged(each)) for who, each in zip(rest, outcomes, strict=True)]
                 results.update(some)
                 rest = too_many(some)
         except QueueError:
             pass  # the content could not be read: the rest is tried later
+        gone = not connection.usable
         self._done(connection)
-        means.settlement.settle(claim, list(results.items()))
+        self._conclude(claim, list(results.items()), connection.target, gone)
 
     def _done(self, connection: OutboundConnection) -> None:
         """The connection is free: the next claim, or the pool."""
@@ -570,23 +576,21 @@ class Lane:
         tried = {first.host}
         try:
             while again and (targets := self._others(tried)):
+                found: OutboundConnection | outcome.Deferred | outcome.Failed
                 try:
                     found = await self._connect(targets)
                 except LimitReached:
-                    break
+                    found = trouble.judge_local(Stage.CONNECT, LocalTrouble.CROWDED).outcome
                 if not isinstance(found, OutboundConnection):
+                    results.update(together(results, again, found))
                     break
                 tried |= (
                     {target.host for target in targets[: targets.index(found.target) + 1]}
                     if (found.target in targets)
                     else {found.target.host}
                 )
-                transaction = await self._transaction(found, claim, again)
-                if transaction is None:
-                    means.pool.release(found, self.settings.messages_per_connection)
-                    break
                 started = means.clock.seconds()
-                outcomes = await found.send(transaction)
+                outcomes = await self._carry(found, claim, again)
                 self._attempted(claim, found.target, outcomes[-1], means.clock.seconds() - started, found)
                 gone = not found.usable
                 means.pool.release(found, self.settings.messages_per_connection)
@@ -594,7 +598,9 @@ class Lane:
                 results.update(some)
                 again = [who for who, each in some if for_next_host(each, gone)]
         except QueueError:
-            pass  # the content could not be read: what is known so far counts
+            # The content could not be read: what is known so far counts.
+            unread = trouble.judge_local(Stage.CONTENT, LocalTrouble.INTERNAL).outcome
+            results.update(together(results, again, unread))
         finally:
             self.elsewhere -= 1
         means.settlement.settle(claim, list(results.items()))

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Final
+
 from twisted.python.failure import Failure
 
 from relaycluster import events
 from relaycluster.events import EventLog
+from relaycluster.interfaces import Login
 from relaycluster.mail.reply import Reply
 from relaycluster.mail.session import Session
-from relaycluster.metrics import Metrics
+from relaycluster.metrics import AuthResult, Metrics, ProxyResult, TLSVersion
+from relaycluster.node.login import LoginResult
+
+_TLS_VERSIONS: Final[Mapping[str, TLSVersion]] = {"TLSv1.2": "TLSv1.2", "TLSv1.3": "TLSv1.3"}
+_PROXY_TROUBLE: Final[Mapping[str, str]] = {
+    "proxy_untrusted": "the peer is not in proxy_protocol_from",
+    "proxy_malformed": "what it sent is not a PROXY header",
+    "proxy_timeout": "no PROXY header came in time",
+}
+_LOGINS: Final[Mapping[LoginResult, AuthResult]] = {
+    LoginResult.ACCEPTED: "accepted",
+    LoginResult.CREDENTIALS: "refused",
+    LoginResult.IDENTITY: "refused",
+    LoginResult.BACKOFF: "backoff",
+    LoginResult.BUSY: "unavailable",
+    LoginResult.UNAVAILABLE: "unavailable",
+}
+_HANDSHAKES: Final = frozenset({"tls", "tls_timeout"})
 
 
 class Observer:
-    """See `net.inbound.InboundObserver`."""
+    """See `net.inbound_observer.InboundObserver` and `node.login.LoginObserver`."""
 
     def __init__(self, metrics: Metrics, log: EventLog) -> None:
         self._metrics = metrics
@@ -24,20 +45,27 @@ class Observer:
         self._metrics.smtp_connections[session.listener].inc()
         self._metrics.smtp_sessions.inc()
 
-    def connection_closed(self, session: Session, seconds: float, messages: int) -> None:
-        """One less, and its line."""
+    def connection_closed(
+        self, session: Session, seconds: float, messages: int, refused: int = 0, why: str = ""
+    ) -> None:
+        """One less, and its line. `refused` counts the commands that were refused, `why` says how it ended."""
+        tls = session.tls
+        version = "none" if tls is None else _TLS_VERSIONS.get(tls.version, "other")
+        self._metrics.smtp_tls_sessions[version].inc()
         self._metrics.smtp_sessions.dec()
         self._log.emit(
             events.SessionClosed(
                 session.id,
                 session.listener,
-                f"{session.peer_address}:{session.peer_port}",
+                _peer(session),
                 session.helo,
-                f"{session.tls.version} {session.tls.cipher}" if session.tls else "",
+                _tls(session),
                 session.user,
                 messages,
-                0,
+                refused,
                 seconds,
+                why,
+                session.via,
             )
         )
 
@@ -50,18 +78,75 @@ class Observer:
         else:
             metrics.smtp_messages["deferred" if reply.is_transient else "refused"].inc()
             metrics.smtp_reject(reply)
-            self._refused(session, "content", reply)
+            self._refused(session, "content", reply, size)
 
     def rejected(self, session: Session, reason: str, reply: Reply) -> None:
         """Something was refused."""
-        self._metrics.smtp_reject(reply)
-        self._refused(session, reason, reply)
+        if reason in _PROXY_TROUBLE:
+            self._log.emit(events.ProxyRefused(session.listener, _peer(session), _PROXY_TROUBLE[reason]))
+            return
+        if reason in _HANDSHAKES:
+            self._metrics.smtp_tls_failures.inc()
+        else:
+            self._metrics.smtp_reject(reply)
+        if reason != "auth":  # `login` has told it, with the name
+            self._refused(session, reason, reply)
 
-    def _refused(self, session: Session, stage: str, reply: Reply) -> None:
-        peer = f"{session.peer_address}:{session.peer_port}"
-        self._log.emit(events.MessageRefused(session.id, peer, stage, str(reply), session.user))
+    def login(self, session: Session, login: Login, result: LoginResult, seconds: float) -> None:
+        """A login was answered."""
+        self._metrics.smtp_auth[_LOGINS[result]].inc()
+        if result is not LoginResult.ACCEPTED:
+            self._log.emit(
+                events.AuthFailed(
+                    session.id,
+                    _peer(session),
+                    login.user,
+                    login.mechanism,
+                    result.value,
+                    session.via,
+                    _tls(session),
+                )
+            )
+
+    def shut(self, session: Session, subject: str, seconds: float) -> None:
+        """After failures, logins of a client or for a user are refused unseen."""
+        self._log.emit(events.AuthLockedOut(session.id, _peer(session), subject, seconds, session.via))
+
+    def proxied(self, result: ProxyResult) -> None:
+        """What a PROXY header said."""
+        self._metrics.smtp_proxy[result].inc()
+
+    def stressed(self, under_stress: bool, sessions: int, limit: int) -> None:
+        """Session slots began to run out, or there is room again."""
+        self._metrics.smtp_stress.set(1 if under_stress else 0)
+        self._log.emit(
+            events.StressBegan(sessions, limit) if under_stress else events.StressEnded(sessions, limit),
+        )
+
+    def _refused(self, session: Session, stage: str, reply: Reply, size: int = 0) -> None:
+        self._log.emit(
+            events.MessageRefused(
+                session.id,
+                _peer(session),
+                stage,
+                str(reply),
+                session.user,
+                tls=_tls(session),
+                via=session.via,
+                size=size,
+            )
+        )
 
     def failed(self, session: Session, failure: Failure) -> None:
         """A fault of our own."""
         kind = type(failure.value).__name__
         self._log.emit(events.Error(kind, f"session {session.id}", str(failure.value), failure.getTraceback()))
+
+
+def _peer(session: Session) -> str:
+    address = session.peer_address
+    return f"[{address}]:{session.peer_port}" if ":" in address else f"{address}:{session.peer_port}"
+
+
+def _tls(session: Session) -> str:
+    return f"{session.tls.version} {session.tls.cipher}" if session.tls is not None else ""

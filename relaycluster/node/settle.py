@@ -18,15 +18,18 @@ from twisted.python.failure import Failure
 from relaycluster import events
 from relaycluster.events import EventLog
 from relaycluster.interfaces import ContentMissing, IQueue, QueueError, Settled
-from relaycluster.mail import dsn, outcome, queue_id
+from relaycluster.mail import dsn, outcome, queue_id, xtext
 from relaycluster.mail.address import Address
 from relaycluster.mail.dsn import Action, RecipientReport, Report
+from relaycluster.mail.envelope import Envelope, Notify, Ret
 from relaycluster.mail.item import Claim, Item, Notice
 from relaycluster.mail.outcome import Outcome, Stage
 from relaycluster.metrics import Metrics
 from relaycluster.policy import bounce_class, retry, trouble
 from relaycluster.policy.ring import partition_of
 from relaycluster.policy.trouble import LocalTrouble
+
+_KINDS = {Action.FAILED: Notify.FAILURE, Action.DELAYED: Notify.DELAY, Action.RELAYED: Notify.SUCCESS}
 
 WRITE_AGAIN_SECONDS = 0.5
 LONGEST_LAST_REPLY = 500
@@ -42,10 +45,13 @@ class RetrySettings:
 
 
 Pair = tuple[Address, Outcome]
+Told = tuple[Action, Address, Outcome]
+"""What a notice says of one recipient."""
 
 
 class Settlement:
-    """Records outcomes. `jitter` gives numbers in [0, 1); `on_settled(claim)` is called when the queue has taken one."""
+    """Records outcomes. `jitter` gives numbers in [0, 1); `sign` puts DKIM signatures in front of a notice; `on_settled(claim)` is
+    called when the queue has taken one."""
 
     def __init__(
         self,
@@ -56,6 +62,7 @@ class Settlement:
         settings: RetrySettings,
         hostname: str,
         jitter: Callable[[], float],
+        sign: Callable[[bytes], bytes] = lambda content: content,
     ) -> None:
         self._clock = clock
         self._queue = queue
@@ -64,6 +71,7 @@ class Settlement:
         self._settings = settings
         self._hostname = hostname
         self._jitter = jitter
+        self._sign = sign
         self._unwritten: deque[Callable[[], None]] = deque()
         self._timer: IDelayedCall | None = None
         self.on_settled: Callable[[Claim], None] = lambda _claim: None
@@ -81,8 +89,13 @@ class Settlement:
 
     def delivered(self, claim: Claim, recipients: Sequence[Address], outcomes: Sequence[Outcome]) -> None:
         """All recipients were delivered: the hot path."""
-        self._finish(claim)
         item = claim.item
+        if item.envelope.requests:
+            pairs = list(zip(recipients, outcomes, strict=False))  # no recipients: a former holder reported them all
+            if _successes(item.envelope, pairs):
+                self.settle(claim, pairs)
+                return
+        self._finish(claim)
         first = outcomes[0]
         waited = max(0.0, (self._queue.now_ms() - item.arrived_ms) / 1000)
         metrics = self._metrics
@@ -193,15 +206,16 @@ class Settlement:
             else:
                 delay_seconds = after.delay_seconds
         may_have_arrived = any(each.may_have_arrived for _, each in deferred)
-        notice, delay_notified = None, item.delay_notified
+        told, delay_notified = _successes(item.envelope, delivered), item.delay_notified
         if retry.owes_notice(item.envelope.reverse_path):
-            if failed:
-                notice = await self._notice(claim, Action.FAILED, failed, attempts, now, expires_at)
-            elif deferred and retry.delay_notice_due(
-                arrived, now, self._settings.delay_notice_seconds, item.delay_notified
+            if failures := _wished(item.envelope, Action.FAILED, failed):
+                told = failures + told
+            elif retry.delay_notice_due(arrived, now, self._settings.delay_notice_seconds, item.delay_notified) and (
+                delays := _wished(item.envelope, Action.DELAYED, deferred)
             ):
-                notice = await self._notice(claim, Action.DELAYED, deferred, attempts, now, expires_at)
+                told = delays + told
                 delay_notified = True
+        notice = await self._notice(claim, told, attempts, now, expires_at) if told else None
         if deferred:
             left = evolve(
                 item,
@@ -228,13 +242,18 @@ class Settlement:
         if settled is Settled.STALE:
             if delivered:
                 await self._queue.note(claim, [who.text for who, _ in delivered])
+            if notice is not None and told[0][0] is Action.RELAYED:
+                # They have it, whoever holds the item; nobody else knows that its sender is to be told.
+                await self.send_notice(claim.partition, notice, item.id, Action.RELAYED.value)
             return
         if not deferred and item.home >= 0:
             self.leave_home(item)
         if notice is not None:
-            await self.send_notice(claim.partition, notice, item.id, "failed" if failed else "delayed")
-        elif failed:
-            self._log.emit(events.NoticeDropped(item.id, "failed", "the reverse-path is <>"))
+            await self.send_notice(claim.partition, notice, item.id, told[0][0].value)
+        if failed and not (told and told[0][0] is Action.FAILED):
+            owes = retry.owes_notice(item.envelope.reverse_path)
+            why = "the sender asked for none (NOTIFY)" if owes else "the reverse-path is <>"
+            self._log.emit(events.NoticeDropped(item.id, "failed", why))
 
     def _report(
         self,
@@ -294,16 +313,14 @@ class Settlement:
 
     # Notices
 
-    async def _notice(
-        self, claim: Claim, action: Action, pairs: Sequence[Any], attempt: int, now: float, expires_at: float
-    ) -> Notice:
-        item = claim.item
+    async def _notice(self, claim: Claim, told: Sequence[Told], attempt: int, now: float, expires_at: float) -> Notice:
+        item, envelope = claim.item, claim.item.envelope
         try:
             original = claim.content if claim.content is not None else await self._queue.content(item, 0)
         except ContentMissing:
             original = b""  # an earlier try settled the item, and its answer was lost
-        reverse_path = item.envelope.reverse_path
-        entropy = dsn.notice_entropy(item.id, action, [who.text for who, _ in pairs], attempt)
+        reverse_path = envelope.reverse_path
+        entropy = dsn.notice_entropy(item.id, told[0][0], [who.text for _, who, _ in told], attempt)
         partition = partition_of(reverse_path.domain, self._queue.partitions)
         # Nothing of now in it: whoever settles this attempt again makes the notice under the same id.
         identifier = queue_id.make(item.arrived_ms, partition, entropy)
@@ -315,10 +332,11 @@ class Settlement:
                 reply=each.reply,
                 remote=trouble.was_said_by_host(each),
                 host=each.host,
+                original_recipient=_original_recipient(envelope, who),
                 last_attempt=now,
                 retry_until=expires_at if action is Action.DELAYED else None,
             )
-            for who, each in pairs
+            for action, who, each in told
         )
         report = Report(
             notice_id=identifier,
@@ -329,10 +347,24 @@ class Settlement:
             made=now,
             recipients=reports,
             original=original,
+            # RFC 3461 4.3: with failures only. A notice is queued in one piece, so of a message in pieces the header must do.
+            full=envelope.ret is Ret.FULL and told[0][0] is Action.FAILED and not item.chunks,
+            envelope_id=xtext.decoded(envelope.envelope_id),
+            smtputf8=envelope.smtputf8,
         )
-        content = dsn.build(report)
-        envelope = dsn.envelope(report)
-        return Notice(Item(identifier, reverse_path.domain, envelope, len(content), int(now * 1000)), content)
+        content = self._signed(dsn.build(report), item)
+        return Notice(
+            Item(identifier, reverse_path.domain, dsn.envelope(report), len(content), int(now * 1000)), content
+        )
+
+    def _signed(self, notice: bytes, item: Item) -> bytes:
+        """With our signatures; a sender rather gets an unsigned notice than none."""
+        try:
+            return self._sign(notice)
+        except Exception as error:
+            place = f"signing the notice about {item.id}"
+            self._log.emit(events.Error(type(error).__name__, place, str(error), Failure().getTraceback()))
+            return notice
 
     async def send_notice(self, partition: int, notice: Notice, item_id: str, kind: str) -> None:
         """Queue a notice that is owed, then forget that it was. When either fails, the owner of the partition finds it later; the
@@ -348,6 +380,33 @@ class Settlement:
         """No timer is left behind."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
+
+
+def _wished(envelope: Envelope, action: Action, pairs: Sequence[tuple[Address, Any]]) -> list[Told]:
+    """Of these recipients those whose sender is told (RFC 3461 4.1): who asked for nothing hears of failures and delays."""
+    if not envelope.requests:
+        return [] if action is Action.RELAYED else [(action, who, each) for who, each in pairs]
+    kind = _KINDS[action]
+    told: list[Told] = []
+    for who, each in pairs:
+        request = envelope.requests.get(who.text)
+        wished = action is not Action.RELAYED if request is None or request.notify is None else kind in request.notify
+        if wished:
+            told.append((action, who, each))
+    return told
+
+
+def _original_recipient(envelope: Envelope, who: Address) -> str:
+    request = envelope.requests.get(who.text)
+    return xtext.original_recipient(request.original_recipient) if request is not None else ""
+
+
+def _successes(envelope: Envelope, delivered: Sequence[Pair]) -> list[Told]:
+    """Deliveries of which we must tell, since the next hop was not asked to (RFC 3461 5.2.2)."""
+    if not envelope.requests or not retry.owes_notice(envelope.reverse_path):
+        return []
+    ours = [pair for pair in delivered if isinstance(pair[1], outcome.Delivered) and not pair[1].dsn]
+    return _wished(envelope, Action.RELAYED, ours)
 
 
 def _texts(pairs: Sequence[tuple[Address, Any]]) -> tuple[str, ...]:

@@ -57,6 +57,13 @@ class Rate:
             raise ValueError(f"{option[:60]!r} is not an option of a rate; {EXAMPLE}")
         return cls.of(int(number), int(multiple) * _UNITS[unit], int(burst) if comma else 1)
 
+    @classmethod
+    def parse_allowance(cls, text: str) -> Rate:
+        """A rate of what clients hand in, read like `parse`; where no burst is written, the whole count may come at once, as
+        everybody means who writes "100/h" about a person."""
+        rate = cls.parse(text)
+        return rate if "," in text else cls(rate.count, rate.period_seconds, rate.count)
+
     @property
     def per_second(self) -> Fraction:
         """Exactly how many a second."""

@@ -51,3 +51,20 @@ def take(tat_ns: int, now_us: int, interval_ns: int, burst: int, wanted: int, ho
         return Grant(tat, tuple(slots), 0)
     # Asking again at half the horizon before the next slot: no slot is late by a round trip, and nobody asks for each one singly.
     return Grant(tat, tuple(slots), -(-due // 1000) - now_us - horizon_us // 2)
+
+
+def spend(tat_ns: int, now_us: int, interval_ns: int, burst: int, wanted: int) -> tuple[int, int]:
+    """Take `wanted` units now, all or none: the state to store, and 0 when they were taken, else for how many microseconds asking
+    again is useless. It is `take` without a horizon, for what can not wait for its slot: a client's message is accepted now or not.
+
+    More than `burst` can never be had at once: then the whole burst is taken for it.
+    """
+    if interval_ns < 1 or burst < 1 or wanted < 0:
+        raise ValueError(f"cannot spend {wanted} units each {interval_ns} ns, burst {burst}")
+    now, full = now_us * 1000, burst * interval_ns
+    # As in `take`: what lies beyond any grant comes from another clock or another rate.
+    tat = min(tat_ns, now + full)
+    spent = max(tat, now) + min(wanted, burst) * interval_ns
+    if spent - now <= full:
+        return spent, 0
+    return tat, -(-(spent - now - full) // 1000)

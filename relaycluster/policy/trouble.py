@@ -40,6 +40,7 @@ class LocalTrouble(Enum):
     CONNECTION_REFUSED = "connection-refused"
     CONNECT_TIMEOUT = "connect-timeout"
     UNREACHABLE = "unreachable"
+    CROWDED = "crowded"
     CONNECTION_LOST = "connection-lost"
     REPLY_TIMEOUT = "reply-timeout"
     PROTOCOL_ERROR = "protocol-error"
@@ -64,6 +65,7 @@ LOCAL_REPLIES: Mapping[LocalTrouble, Reply] = MappingProxyType(
         LocalTrouble.CONNECTION_REFUSED: Reply.of(451, "4.4.1", "The host refused the connection"),
         LocalTrouble.CONNECT_TIMEOUT: Reply.of(451, "4.4.1", "The host did not answer the connection attempt in time"),
         LocalTrouble.UNREACHABLE: Reply.of(451, "4.4.1", "There is no network route to the host"),
+        LocalTrouble.CROWDED: Reply.of(451, "4.4.5", "All connections that may be open to the destination are in use"),
         LocalTrouble.CONNECTION_LOST: Reply.of(451, "4.4.2", "The connection to the host was lost"),
         LocalTrouble.REPLY_TIMEOUT: Reply.of(451, "4.4.2", "The host did not reply in time"),
         LocalTrouble.PROTOCOL_ERROR: Reply.of(451, "4.5.0", "The host sent a reply that makes no sense here"),
@@ -74,7 +76,9 @@ LOCAL_REPLIES: Mapping[LocalTrouble, Reply] = MappingProxyType(
             554, "5.6.3", "The host takes no 8-bit content, and this message cannot be converted"
         ),
         LocalTrouble.SMTPUTF8_NOT_OFFERED: Reply.of(
-            553, "5.6.7", "The host takes no internationalized addresses (SMTPUTF8), and this message needs them"
+            553,
+            "5.6.7",
+            "The host takes no internationalized mail (SMTPUTF8), and an address or the header of this message is so",
         ),
         LocalTrouble.TOO_LARGE: Reply.of(552, "5.3.4", "The message is larger than the host accepts"),
         LocalTrouble.TOO_MANY_HOPS: Reply.of(554, "5.4.6", "Too many hops: the message is in a loop"),
@@ -84,7 +88,24 @@ LOCAL_REPLIES: Mapping[LocalTrouble, Reply] = MappingProxyType(
 )
 """Our own words for each local trouble, in the form of a reply so that they travel like one."""
 
-_OUR_WORDS = tuple(reply.lines[0] for reply in LOCAL_REPLIES.values())
+_OUR_WORDS = (
+    *(reply.lines[0] for reply in LOCAL_REPLIES.values()),
+    # With which smtp/client.py and net/outbound.py begin what they say themselves.
+    "can not connect to ",
+    "connection lost while ",
+    "timed out while ",
+    "malformed reply while ",
+    "unexpected reply while ",
+    "a reply that nobody asked for while ",
+    "held back before the final dot",
+    "given up by this node",
+    "the connection was closed before the transaction began",
+)
+
+_ANOTHER_HOST_MAY = tuple(
+    LOCAL_REPLIES[trouble].lines[0]
+    for trouble in (LocalTrouble.EIGHT_BIT_NOT_OFFERED, LocalTrouble.SMTPUTF8_NOT_OFFERED, LocalTrouble.TOO_LARGE)
+)
 
 _LOCAL_SCOPES: Mapping[LocalTrouble, Scope] = MappingProxyType(
     {
@@ -209,6 +230,17 @@ def _host_is_unwell(reply: Reply) -> bool:
     if reply.enhanced:
         return reply.enhanced.startswith("4.3.")  # RFC 3463 3.4: mail system status
     return reply.code == 452
+
+
+def another_host_may(failed: Failed) -> bool:
+    """Whether the failure is only what we found this host not to offer: others of the destination may offer it."""
+    lines = failed.reply.lines
+    return bool(lines) and lines[0].startswith(_ANOTHER_HOST_MAY)
+
+
+def needs_smtputf8(failed: Failed) -> bool:
+    """Whether we found that the host lacks the SMTPUTF8 that the transaction needs."""
+    return failed.reply.enhanced == "5.6.7" and not was_said_by_host(failed)
 
 
 def was_said_by_host(outcome: Outcome) -> bool:

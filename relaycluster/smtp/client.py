@@ -25,7 +25,8 @@ from attrs import frozen
 from relaycluster.mail.envelope import BodyType, Envelope
 from relaycluster.mail.outcome import Deferred, Delivered, Failed, Outcome, Stage
 from relaycluster.mail.reply import Reply
-from relaycluster.smtp import extensions
+from relaycluster.mail.trace import header_end
+from relaycluster.smtp import extensions, wishes
 from relaycluster.smtp.client_states import ACTIVITIES, STAGES, TRANSITIONS, State, Trigger
 from relaycluster.smtp.dots import DotStuffer, stuff
 from relaycluster.smtp.extensions import Extensions
@@ -222,8 +223,14 @@ class ClientConversation:
 
     def needs_seven_bit(self, transaction: Transaction) -> bool:
         """Whether the content must be converted to seven bits before `begin`, because the host does not take eight
-        (RFC 6152 section 3). Begun nevertheless, the transaction fails with 5.6.3, and not a byte of it is sent."""
-        return not self.extensions.eight_bit_mime and _is_eight_bit(transaction)
+        (RFC 6152 section 3). Begun nevertheless, the transaction fails with 5.6.3, and not a byte of it is sent. False where
+        that could not help: an internationalized message for a host without SMTPUTF8."""
+        offers = self.extensions
+        if offers.eight_bit_mime or not _is_eight_bit(transaction):
+            return False
+        envelope = transaction.envelope
+        paths = [envelope.reverse_path.text, *[recipient.text for recipient in envelope.recipients]]
+        return offers.smtputf8 or (all(map(str.isascii, paths)) and not _has_utf8_header(transaction))
 
     def begin(self, transaction: Transaction) -> None:
         """Start a transaction; only in State.READY. Its end is always a `Finished`, which may be there at once."""
@@ -240,24 +247,32 @@ class ClientConversation:
             return
         offers = self.extensions
         reverse_path = envelope.reverse_path.text
-        recipients = [f"RCPT TO:<{recipient.text}>\r\n" for recipient in envelope.recipients]
+        if offers.dsn and (envelope.requests or envelope.envelope_id or envelope.ret is not None):
+            asked, recipients = wishes.of_mail(envelope), wishes.rcpt_commands(envelope)
+        else:
+            asked, recipients = "", [f"RCPT TO:<{recipient.text}>\r\n" for recipient in envelope.recipients]
         addresses = "".join(recipients)
-        is_utf8 = envelope.smtputf8 or not (addresses.isascii() and reverse_path.isascii())
         is_eight_bit = _is_eight_bit(transaction)
-        obstacle = self._obstacle(transaction, is_eight_bit, is_utf8)
+        needs_utf8 = not (addresses.isascii() and reverse_path.isascii()) or (
+            envelope.smtputf8 and _has_utf8_header(transaction)
+        )
+        obstacle = self._obstacle(transaction, is_eight_bit, needs_utf8)
         if obstacle is None and (
-            addresses.count("\n") != number or addresses.count("\r") != number or not _is_one_line(reverse_path)
+            addresses.count("\n") != number or addresses.count("\r") != number or not _is_one_line(reverse_path + asked)
         ):
             # The edge lets no such address in. If one came nevertheless it would be commands of somebody else.
             obstacle = Reply.of(553, "5.1.3", "an address holds a line break")
         if obstacle is not None or not number:
             self._finish(Failed(obstacle or Reply.of(554, "5.5.1", "no recipients"), Stage.MAIL, self._host))
             return
+        # RFC 6531 3.4: not for a message that is known to need none of it. One with 8-bit octets in its body may have them in
+        # the header of a part as well, which nobody looks at.
+        is_utf8 = needs_utf8 or (envelope.smtputf8 and is_eight_bit and offers.smtputf8)
         mail = (
             f"MAIL FROM:<{reverse_path}>"
             f"{f' SIZE={transaction.size}' if offers.size else ''}"
             f"{' BODY=8BITMIME' if is_eight_bit else ''}"
-            f"{' SMTPUTF8' if is_utf8 else ''}\r\n"
+            f"{' SMTPUTF8' if is_utf8 else ''}{asked}\r\n"
         )
         needs_rset, self._needs_rset = self._needs_rset, False
         self._move(Trigger.BEGIN_AFTER_RSET if needs_rset else Trigger.BEGIN)
@@ -430,7 +445,9 @@ class ClientConversation:
             return
         self._needs_rset = False
         self._move(Trigger.ANSWERED)
-        self._finish(Delivered(reply, self._host) if code < 300 else self._refusal(reply, Stage.FINAL_DOT))
+        self._finish(
+            Delivered(reply, self._host, self.extensions.dsn) if code < 300 else self._refusal(reply, Stage.FINAL_DOT)
+        )
 
     def _on_quit(self, reply: Reply) -> None:
         self._move(Trigger.ANSWERED)
@@ -469,16 +486,19 @@ class ClientConversation:
         self._established = True
         self._events.append(Ready(self.extensions))
 
-    def _obstacle(self, transaction: Transaction, is_eight_bit: bool, is_utf8: bool) -> Reply | None:
-        """Why the host can not take the transaction, as far as its extensions tell before a byte is sent."""
+    def _obstacle(self, transaction: Transaction, is_eight_bit: bool, needs_utf8: bool) -> Reply | None:
+        """Why the host can not take the transaction, as far as its extensions tell before a byte is sent. The words are those of
+        `policy/trouble.py`, which knows by them that no server said this."""
         offers = self.extensions
         if offers.size_limit is not None and transaction.size > offers.size_limit:
-            text = f"the message has {transaction.size} octets, the host takes {offers.size_limit}"
-            return Reply.of(552, "5.3.4", text)
-        if is_utf8 and not offers.smtputf8:
-            return Reply.of(553, "5.6.7", "the host does not take internationalized mail (SMTPUTF8)")
+            detail = f"({transaction.size} octets, and the host takes {offers.size_limit})"
+            return Reply.of(552, "5.3.4", f"The message is larger than the host accepts {detail}")
+        if needs_utf8 and not offers.smtputf8:
+            text = "The host takes no internationalized mail (SMTPUTF8), and an address or the header of this message is so"
+            return Reply.of(553, "5.6.7", text)
         if is_eight_bit and not offers.eight_bit_mime:
-            return Reply.of(554, "5.6.3", "the host does not take 8-bit content (8BITMIME)")
+            text = "The host takes no 8-bit content, and this message cannot be converted"
+            return Reply.of(554, "5.6.3", text)
         return None
 
     def _start_content(self) -> None:
@@ -562,6 +582,15 @@ def _is_one_line(text: str) -> bool:
 def _is_eight_bit(transaction: Transaction) -> bool:
     content = transaction.content
     return transaction.envelope.body is BodyType.EIGHT_BIT or (isinstance(content, bytes) and not content.isascii())
+
+
+def _has_utf8_header(transaction: Transaction) -> bool:
+    """Whether the header is internationalized (RFC 6532), so far as that was declared: 8-bit octets in the header of other mail
+    are junk that travels as it always did. The declaration is believed where the content is not at hand."""
+    if not transaction.envelope.smtputf8:
+        return False
+    content = transaction.content
+    return not isinstance(content, bytes) or not (content.isascii() or content[: header_end(content)].isascii())
 
 
 _ON_REPLY: dict[State, Callable[[ClientConversation, Reply], None]] = {

@@ -30,13 +30,15 @@ class CommandFramer:
     kept of a line without end is never more than that.
     """
 
-    __slots__ = ("_buffer", "_limit", "_position", "_swallowing")
+    __slots__ = ("_buffer", "_limit", "_position", "_swallowing", "trouble_head")
 
     def __init__(self, limit: int) -> None:
         self._buffer = b""
         self._position = 0
         self._limit = limit - len(CRLF)
         self._swallowing = False
+        self.trouble_head = b""
+        """The first octets of the last line with a trouble, up to a bare newline."""
 
     @property
     def pending(self) -> int:
@@ -58,6 +60,22 @@ class CommandFramer:
         self._position = 0
         return rest
 
+    def take_up_to(self, octets: int) -> bytes:
+        """At most so many octets of what was not read. For chunks, whose length is known."""
+        start = self._position
+        if len(self._buffer) - start <= octets:
+            return self.take()
+        self._position = start + octets
+        return self._buffer[start : start + octets]
+
+    def forget(self) -> None:
+        """Keep nothing of what was read: a password may have been in it."""
+        self._buffer = self.take()
+
+    def allow(self, limit: int) -> None:
+        """From now on a line may have so many octets, with its CRLF."""
+        self._limit = limit - len(CRLF)
+
     def next_line(self) -> bytes | LineTrouble | None:
         """The next command line without its CRLF, or what is wrong with it; None when there is no more to say yet."""
         while True:
@@ -72,15 +90,25 @@ class CommandFramer:
                 self._swallowing = False
                 continue
             line = buffer[start:end]
-            return self._trouble(line) or line
+            if len(line) <= self._limit and b"\n" not in line and b"\r" not in line:
+                return line
+            return self._trouble(line)
 
     def _trouble(self, text: bytes) -> LineTrouble | None:
         # Which of two troubles it is may not depend on the cuts: a bare newline counts when it stands within the limit.
         limit = self._limit
         if len(text) <= limit:
-            return LineTrouble.BARE_NEWLINE if b"\n" in text or b"\r" in text else None
+            if b"\n" not in text and b"\r" not in text:
+                return None
+            self._note(text)
+            return LineTrouble.BARE_NEWLINE
+        self._note(text)
         head = text[:limit]
         return LineTrouble.BARE_NEWLINE if b"\n" in head or b"\r" in head else LineTrouble.TOO_LONG
+
+    def _note(self, text: bytes) -> None:
+        # Only up to the newline: more is not there at every cut.
+        self.trouble_head = text[:16].split(b"\n", 1)[0].split(b"\r", 1)[0]
 
     def _incomplete(self) -> LineTrouble | None:
         """The buffer holds the start of a line: see whether it can still become a good one, and forget what is not needed."""
@@ -156,6 +184,53 @@ class ContentScanner:
             body = body[2:]
         self.size += len(body)
         return body
+
+
+class ChunkScanner:
+    """Looks at one message's content that comes in chunks (RFC 3030): its octets stay as they are, and no dot means anything.
+
+    With `normalize`, a bare CR or LF becomes CRLF in what is handed on. A CRLF may lie across two chunks, so a CR is kept
+    until the octet behind it is known.
+    """
+
+    __slots__ = ("_half_end", "_line_is_open", "_normalize", "has_bare_newline", "size")
+
+    def __init__(self, normalize: bool = False) -> None:
+        self._half_end = False
+        self._line_is_open = False
+        self._normalize = normalize
+        self.has_bare_newline = False
+        """Whether a bare CR or LF was seen so far."""
+        self.size = 0
+        """Octets of content so far, as handed on."""
+
+    def feed(self, data: bytes) -> bytes:
+        """More octets of the content, never none; returns them as far as they are certain."""
+        body = b"\r" + data if self._half_end else data
+        self._half_end = body.endswith(b"\r")
+        if self._half_end:
+            body = body[:-1]
+            if not body:
+                return b""
+        without = body.replace(CRLF, b"  ")  # see ContentScanner
+        if b"\n" in without or b"\r" in without:
+            self.has_bare_newline = True
+            if self._normalize:
+                body = body.replace(CRLF, b"\n").replace(b"\r", b"\n").replace(b"\n", CRLF)
+        self._line_is_open = not body.endswith(CRLF)
+        self.size += len(body)
+        return body
+
+    def finish(self) -> bytes:
+        """The last chunk is there: returns what is left to hand on. A last line without an end gets one, since everything
+        behind us knows content as lines, and the next hop may be told of it with DATA."""
+        if self._half_end:
+            self.has_bare_newline = True
+        elif not self._line_is_open:
+            return b""
+        self._half_end = self._line_is_open = False
+        self.size += len(CRLF)
+        return CRLF
 
 
 def _beginning_of_terminator(tail: bytes) -> int:

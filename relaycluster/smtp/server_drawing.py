@@ -21,12 +21,12 @@ def diagram() -> str:
             if not isinstance(cell, Move) or step is Occasion.FAREWELL:
                 continue
             if cell.accepted is cell.refused:
-                arrows.setdefault((state, cell.accepted), []).append(step.label)
+                arrows.setdefault((state, cell.accepted), []).append(step.value)
                 continue
             if cell.accepted is not state:
-                arrows.setdefault((state, cell.accepted), []).append(step.label)
+                arrows.setdefault((state, cell.accepted), []).append(step.value)
             if cell.refused is not None:
-                arrows.setdefault((state, cell.refused), []).append(f"{step.label} refused")
+                arrows.setdefault((state, cell.refused), []).append(f"{step.value} refused")
     lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {State.CONNECTED.value}"]
     lines += [f"    {start.value} --> {end.value}: {', '.join(labels)}" for (start, end), labels in arrows.items()]
     lines += [f"    {State.CLOSED.value} --> [*]", "```"]
@@ -40,7 +40,7 @@ def table() -> str:
     lines = ["| | " + " | ".join(state.value for state in states) + " |", "|---" * (len(states) + 1) + "|"]
     for step in steps:
         cells = [_cell(TRANSITIONS[state].get(step), state) for state in states]
-        lines.append(f"| {step.label} | " + " | ".join(cells) + " |")
+        lines.append(f"| {step.value} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

@@ -1,6 +1,7 @@
 """What the server's conversation tells its driver: a closed union.
 
-Events whose name ends in `Asked`, and `ContentEnd`, are questions: nothing follows before they are answered.
+Events whose name ends in `Asked`, and `ContentEnd`, are questions: nothing follows before they are answered. `StartTLS` is an
+order: nothing follows before `ServerConversation.secured`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from relaycluster.mail.address import Address
 from relaycluster.mail.envelope import BodyType, Envelope
@@ -26,6 +27,27 @@ class Hello:
 
     name: str
     esmtp: bool
+
+
+@frozen
+class StartTLS:
+    """The client was told to begin TLS (RFC 3207). Write what is to send, in the clear; then start TLS; then call `secured`.
+
+    Whatever the client said before counts no more (section 4.2): neither its name nor who it is. What arrived behind the command
+    in the clear is thrown away."""
+
+
+@frozen
+class AuthAsked:
+    """A question: is this the user's password (RFC 4954)? Accepted, the session is the user's until it ends or TLS starts.
+
+    `mechanism` is "PLAIN" or "LOGIN"; `authorization` the identity to act as, empty for the user's own (RFC 4616 2). Nothing
+    here keeps the password: it is in this event alone."""
+
+    mechanism: str
+    user: str
+    password: bytes = field(repr=False)
+    authorization: str = ""
 
 
 @frozen
@@ -47,14 +69,15 @@ class RecipientAsked:
 
 @frozen
 class DataAsked:
-    """A question: may the content come? Accepted, it is followed by `Content`s and then one of `ContentEnd`, `Aborted`."""
+    """A question, at DATA or at the first BDAT: may the content come? Accepted, it is followed by `Content`s and then one of
+    `ContentEnd`, `Aborted`."""
 
     envelope: Envelope
 
 
 @frozen
 class Content:
-    """A piece of content: never empty, dot-unstuffed, cut anywhere."""
+    """A piece of content: never empty, dot-unstuffed, cut anywhere. All pieces together are nothing, or end in CRLF."""
 
     data: bytes
 
@@ -68,13 +91,15 @@ class ContentEnd:
 
 @frozen
 class Aborted:
-    """The message that was being received is void: too large, a bare newline in it, or the session ends. In the first two
-    cases its octets are still read up to the final dot, and `ContentRefused` follows there."""
+    """The message that was being received is void: too large, a bare newline in it, taken back between two BDATs, or the session
+    ends. In the first two cases its octets are still read up to the final dot or the end of the chunk, and `ContentRefused`
+    follows there."""
 
 
 @frozen
 class ContentRefused:
-    """The final dot of a void message came and was answered with `reply`."""
+    """The final dot of a void message came, or the end of the first chunk that could not be accepted, and was answered with
+    `reply`. Once a message."""
 
     reply: Reply
 
@@ -89,6 +114,8 @@ class CloseAfterSend:
 Event = (
     ConnectAsked
     | Hello
+    | StartTLS
+    | AuthAsked
     | MailAsked
     | RecipientAsked
     | DataAsked
@@ -109,8 +136,3 @@ class Wait(Enum):
 
 NEED_DATA: Final = Wait.NEED_DATA
 PAUSED: Final = Wait.PAUSED
-
-_GREETED = (
-    220,
-    b"",
-)  # code and octets of the reply when a driver accepts without giving one; those of a listener are its own

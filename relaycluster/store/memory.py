@@ -15,6 +15,7 @@ from zope.interface import implementer
 
 from relaycluster.interfaces import (
     ContentMissing,
+    IAttempts,
     IMembership,
     IQueue,
     IThrottle,
@@ -28,7 +29,7 @@ from relaycluster.interfaces import (
 )
 from relaycluster.mail import queue_id
 from relaycluster.mail.item import Claim, Item, Notice
-from relaycluster.policy import throttle
+from relaycluster.policy import backoff, throttle
 from relaycluster.policy.cluster import Member, Ownership, Snapshot
 from relaycluster.policy.lifecycle import Partition
 from relaycluster.policy.ring import partition_of
@@ -50,6 +51,7 @@ class MemoryCluster:
         self.members: dict[int, tuple[Member, int]] = {}  # incarnation → member, alive until
         self.rates: dict[str, int] = {}
         self.slots: dict[str, dict[int, int]] = {}
+        self.attempts: dict[str, backoff.Record] = {}
 
     def answer(self, transition: Callable[[], T], grows: bool = False) -> Deferred[T]:
         """A transition's result as a Deferred; refused while full or down."""
@@ -171,9 +173,9 @@ class MemoryQueue:
         place = self._cluster.partitions[claim.partition]
 
         def transition() -> Settled:
-            valid = place.holds(claim)
+            was_there = claim.item.id in place.items
             result = Settled(place.finish(claim, delivered))
-            if valid:
+            if was_there and result is Settled.DONE:
                 place.owe(notice, self.now_ms(), self._grace_ms)
             return result
 
@@ -363,6 +365,15 @@ class MemoryThrottle:
 
         return self._cluster.answer(transition)
 
+    def spend(self, limit: str, interval_ns: int, burst: int, wanted: int) -> Deferred[int]:
+        def transition() -> int:
+            now_us = self._cluster.clock_ms() * 1000
+            state = throttle.spend(self._cluster.rates.get(limit, 0), now_us, interval_ns, burst, wanted)
+            self._cluster.rates[limit], retry_after_us = state
+            return retry_after_us
+
+        return self._cluster.answer(transition)
+
     def hold(self, limit: str, incarnation: int, wanted: int, maximum: int, snapshot: Snapshot) -> Deferred[int]:
         def transition() -> int:
             slots = self._cluster.slots.setdefault(limit, {})
@@ -375,3 +386,41 @@ class MemoryThrottle:
             return granted
 
         return self._cluster.answer(transition)
+
+
+@implementer(IAttempts)
+class MemoryAttempts:
+    """See `IAttempts`."""
+
+    def __init__(self, cluster: MemoryCluster) -> None:
+        self._cluster = cluster
+
+    def wait(self, subjects: Sequence[str]) -> Deferred[float]:
+        def transition() -> float:
+            found = [(subject, self._record(subject)) for subject in subjects]
+            return backoff.wait_ms(found, self._cluster.clock_ms()) / 1000
+
+        return self._cluster.answer(transition)
+
+    def failed(self, subjects: Sequence[str]) -> Deferred[Sequence[float]]:
+        def transition() -> Sequence[float]:
+            now_ms = self._cluster.clock_ms()
+            waits = []
+            for subject in subjects:
+                steps = backoff.steps_of(subject)
+                record = self._record(subject).failed(now_ms, steps)
+                self._cluster.attempts[subject] = record
+                waits.append(record.wait_ms(now_ms, steps) / 1000)
+            return waits
+
+        return self._cluster.answer(transition)
+
+    def succeeded(self, subjects: Sequence[str]) -> Deferred[None]:
+        def transition() -> None:
+            now_ms = self._cluster.clock_ms()
+            self._cluster.attempts.update((subject, backoff.proved(now_ms)) for subject in subjects)
+
+        return self._cluster.answer(transition)
+
+    def _record(self, subject: str) -> backoff.Record:
+        return self._cluster.attempts.get(subject, backoff.Record())

@@ -45,6 +45,28 @@ def test_a_wrong_file(tmp_path: Path) -> None:
     ]
 
 
+def test_the_files_that_it_names_are_read(tmp_path: Path) -> None:
+    """A wrong certificate, key, users or aliases file is told before a node is started with it: file, line, reason. Exit 2."""
+    for name, text in (("chain", "x"), ("users", "alice\n"), ("aliases", "a: b@c.test\n?\n"), ("key", "x")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600)
+    path = write(
+        tmp_path,
+        '[tls]\ncertificate = "chain"\nkey = "key"\n[access]\nusers_file = "users"\naliases_file = "aliases"\n'
+        '[[listener]]\naddress = "127.0.0.1:587"\ntls = "starttls"\n'
+        '[[dkim]]\ndomain = "a.test"\nselector = "s"\nkey_file = "key"',
+    )
+    result = run("check-config", "--config", path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    lines = result.stderr.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [
+        str(tmp_path / "chain"),
+        str(tmp_path / "key"),
+        f"{tmp_path / 'users'}:1",
+        f"{tmp_path / 'aliases'}:2",
+    ]
+
+
 def test_warnings_are_no_faults(tmp_path: Path) -> None:
     """Exit 0, the warning on stderr."""
     path = write(tmp_path, "[node]\nworkers = 2")

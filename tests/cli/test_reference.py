@@ -27,12 +27,16 @@ def test_every_declaration_is_told() -> None:
     assert all(f"## `{family.exposed_name}`" in written["metrics.md"] for family in FAMILIES)
     assert all(f"## `{name}`" in written["events.md"] for name in EVENTS)
     schema = json.loads(written["config.schema.json"])
-    for section, place in schema["properties"].items():
+    tables = list(schema["properties"].items())
+    for section, place in tables:
         reference = place.get("$ref") or place["items"]["$ref"]
         options = schema["$defs"][reference.rpartition("/")[2]]["properties"]
         for key, option in options.items():
             assert f"### `{section}.{key}`" in written["config.md"]
             assert len(option["description"]) > 10, key
+            if "$ref" in option.get("items", {}):
+                tables.append((f"{section}.{key}", option))
+    assert "tls.sni" in dict(tables)
 
 
 def test_the_schema_is_the_commands() -> None:

@@ -13,8 +13,9 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.trial.unittest import SkipTest, TestCase
 
-from relaycluster.store.memory import MemoryCluster, MemoryMembership, MemoryQueue, MemoryThrottle
+from relaycluster.store.memory import MemoryAttempts, MemoryCluster, MemoryMembership, MemoryQueue, MemoryThrottle
 from relaycluster.store.redis import checks, keys
+from relaycluster.store.redis.attempts import RedisAttempts
 from relaycluster.store.redis.connection import Credentials, RedisConnection
 from relaycluster.store.redis.membership import LeaseSettings, RedisMembership, found
 from relaycluster.store.redis.queue import QueueSettings, RedisQueue
@@ -33,6 +34,7 @@ class MemoryBackend:
         self.queue = MemoryQueue(self.cluster, deaths_that_hold=deaths_that_hold)
         self.membership = MemoryMembership(self.cluster)
         self.throttle = MemoryThrottle(self.cluster)
+        self.attempts = MemoryAttempts(self.cluster)
 
     async def start(self) -> None:
         pass
@@ -48,6 +50,10 @@ class MemoryBackend:
 
     async def empty(self) -> None:
         self.cluster.full = False
+
+    async def go_away(self) -> None:
+        """From now on the attempts are asked in vain."""
+        self.cluster.down = True
 
     async def violations(self) -> list[str]:
         return [text for partition in self.cluster.partitions for text in partition.violations()]
@@ -68,12 +74,13 @@ class RedisBackend:
         server = server_for(major)
         if server is None:
             raise SkipTest(f"no Redis {major} server on this machine")
-        endpoint = UNIXClientEndpoint(reactor, server)
+        self._endpoint = UNIXClientEndpoint(reactor, server)
 
         async def approve(protocol: Any) -> None:
             await checks.approve(protocol, "fsync")
 
-        self.redis = RedisConnection(reactor, endpoint, Credentials(), approve)
+        self._approve = approve
+        self.redis = RedisConnection(reactor, self._endpoint, Credentials(), approve)
         self._offset = 0
         self.queue = RedisQueue(
             self.redis,
@@ -82,6 +89,7 @@ class RedisBackend:
         )
         self.membership = RedisMembership(self.redis, LeaseSettings(), PARTITIONS)
         self.throttle = RedisThrottle(self.redis)
+        self.attempts = RedisAttempts(self.redis)
 
     async def start(self) -> None:
         self.redis.start()
@@ -96,6 +104,7 @@ class RedisBackend:
     async def advance(self, milliseconds: int) -> None:
         self._offset += milliseconds
         self.queue.set_clock(self._offset, self._offset)
+        self.attempts.set_clock(self._offset)
         if await self.redis.request("HEXISTS", keys.key(keys.CLUSTER, "CLOCK"), "seen"):
             await self.redis.request("HINCRBY", keys.key(keys.CLUSTER, "CLOCK"), "seen", -milliseconds)
 
@@ -104,6 +113,10 @@ class RedisBackend:
 
     async def empty(self) -> None:
         await self.redis.request("CONFIG", "SET", "maxmemory", 0)
+
+    async def go_away(self) -> None:
+        """From now on the attempts are asked in vain: on a connection that was never made."""
+        self.attempts = RedisAttempts(RedisConnection(reactor, self._endpoint, Credentials(), self._approve))
 
     async def violations(self) -> list[str]:
         """What docs/design/queue.md calls a bug: a combination that no state has, or an index that disagrees."""

@@ -10,7 +10,7 @@ from attrs import evolve
 from relaycluster.interfaces import NotOwner, QueueError, QueueFull, Settled
 from relaycluster.mail import queue_id
 from relaycluster.mail.address import NULL, Address
-from relaycluster.mail.envelope import Envelope, MessageClass
+from relaycluster.mail.envelope import Envelope, MessageClass, Notify, NotifyRequest, Ret
 from relaycluster.mail.item import Item, Notice
 from relaycluster.policy.cluster import Member, Ownership, Snapshot
 from relaycluster.policy.ring import partition_of
@@ -78,7 +78,14 @@ class QueueContract:
     async def test_every_field_survives(self) -> None:
         """What is claimed is what was queued, field by field, also non-ASCII and the null reverse-path."""
         item = an_item(
-            envelope=Envelope(NULL, (Address("dörte@example.com", "example.com"),), smtputf8=True),
+            envelope=Envelope(
+                NULL,
+                (Address("dörte@example.com", "example.com"), Address("r@example.com", "example.com")),
+                smtputf8=True,
+                ret=Ret.FULL,
+                envelope_id="QQ+2B1",
+                requests={"dörte@example.com": NotifyRequest(frozenset({Notify.DELAY}), "utf-8;dörte@example.com")},
+            ),
             message_class=MessageClass.BULK,
             attempts=3,
             last_reply="451 4.7.1 später",
@@ -337,6 +344,25 @@ class QueueContract:
         self.assertEqual(await self.queue.finish(claim, True, None), Settled.DONE)
         await self.sound()
         self.assertEqual(await self.queue.claim(owner, "example.com", 5, 1), [])
+
+    async def test_delivered_with_a_notice(self) -> None:
+        """A success that we must tell is owed with the delivery, once: by the holder, by a stale one whose fact settles the item, and
+        not again when the answer was lost."""
+        for number, stale in ((1, False), (2, True)):
+            await self.queue.enqueue(an_item(number), b"x", None)
+            owner = await self.own(who=ALICE if not stale else BOB)
+            claim = await self.claim_one(owner)
+            if stale:
+                view = snapshot(CAROL)
+                await self.queue.recover(await self.own(who=CAROL, view=view), view)
+            notice = Notice(an_item(5 + number, "example.net"), b"the notice")
+            self.assertEqual(await self.queue.finish(claim, True, notice), Settled.DONE)
+            self.assertEqual(list(await self.queue.notices(claim.partition)), [notice])
+            await self.queue.notice_done(claim.partition, notice.item.id)
+            self.assertEqual(await self.queue.finish(claim, True, notice), Settled.DONE)
+            self.assertEqual(list(await self.queue.notices(claim.partition)), [])
+            await self.sound()
+            await self.queue.release(owner)
 
     async def test_delivered_is_noted_when_claimed_anew(self) -> None:
         """…and when somebody else holds it already, that holder cannot defer it without having seen the note."""

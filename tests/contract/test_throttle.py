@@ -40,6 +40,33 @@ class ThrottleContract:
         slots, _ = await self.take(60 * NS, 3, 5)
         self.assertEqual(list(slots), [0, 0, 0])
 
+    async def spend(self, interval_ns: int, burst: int, wanted: int, limit: str = "user alice messages") -> int:
+        wait_us: int = await self.backend.throttle.spend(limit, interval_ns, burst, wanted)
+        return wait_us
+
+    async def test_an_allowance_is_all_or_nothing(self) -> None:
+        """10 an hour with a burst of 10: four and six go, the eleventh has to wait for the first to come back, and trying takes
+        nothing; somebody else's allowance is untouched."""
+        each = 360 * NS
+        self.assertEqual([await self.spend(each, 10, 4), await self.spend(each, 10, 6)], [0, 0])
+        for wanted in (1, 3, 1, 3):
+            wait_us = await self.spend(each, 10, wanted)
+            self.assertTrue(0 <= wanted * 360_000_000 - wait_us < 20_000_000, wait_us)
+        self.assertEqual(await self.spend(each, 10, 10, "user bob messages"), 0)
+
+    async def test_more_than_the_burst_takes_the_burst(self) -> None:
+        """A message to 50 with an allowance of 5 at once is not refused for ever: it takes all five."""
+        self.assertEqual(await self.spend(60 * NS, 5, 50), 0)
+        wait_us = await self.spend(60 * NS, 5, 50)
+        self.assertTrue(290_000_000 < wait_us <= 300_000_000, wait_us)
+
+    async def test_a_tightened_allowance_is_not_shut_for_long(self) -> None:
+        """What was spent under a slow rate is brought into the bounds of the new one, and stays there."""
+        self.assertEqual(await self.spend(86_400 * NS, 10, 10), 0)
+        for _ in range(2):
+            wait_us = await self.spend(60 * NS, 1, 1)
+            self.assertTrue(40_000_000 < wait_us <= 60_000_000, wait_us)
+
     async def test_connections_are_leases(self) -> None:
         """Nobody gets more than the others leave; what the dead held is free; saying it twice changes nothing."""
         everybody = snapshot(1, 2, 3)
@@ -59,6 +86,7 @@ class ThrottleContract:
         await self.backend.fill()
         slots, _ = await self.take(NS // 50, 1, 1)
         self.assertEqual(list(slots), [0])
+        self.assertEqual(await self.spend(NS, 2, 1), 0)
         self.assertEqual(await self.backend.throttle.hold("example.com", 1, 2, 5, snapshot(1)), 2)
         await self.backend.empty()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from email import message_from_bytes
 from email.message import EmailMessage
-from email.policy import default
+from email.policy import compat32, default
+from quopri import decodestring
 
 import pytest
 from attrs import evolve
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relaycluster.mail.address import NULL, Address
+from relaycluster.mail.downgrade import downgrade
 from relaycluster.mail.dsn import (
     HEADER_LENGTH,
     Action,
@@ -19,8 +21,10 @@ from relaycluster.mail.dsn import (
     Report,
     build,
     envelope,
+    is_global,
     notice_entropy,
 )
+from relaycluster.mail.envelope import BodyType, Envelope
 from relaycluster.mail.queue_id import RANDOM_BITS
 from relaycluster.mail.reply import Reply
 
@@ -103,7 +107,7 @@ def test_status_part() -> None:
         "Arrival-Date": "Thu, 01 Jan 2026 00:00:00 +0000",
     }
     assert dict(bob.items()) == {
-        "Original-Recipient": "rfc822;bob@example.org",
+        "Original-Recipient": "rfc822; bob@example.org",
         "Final-Recipient": "rfc822; bob@example.org",
         "Action": "failed",
         "Status": "5.1.1",
@@ -223,6 +227,7 @@ words = st.text(st.characters(codec="utf-8"), max_size=1500)
     original=st.binary(max_size=1500),
     full=st.booleans(),
     action=st.sampled_from(Action),
+    smtputf8=st.booleans(),
 )
 def test_strangers_cannot_break_it(
     lines: tuple[str, ...],
@@ -233,9 +238,10 @@ def test_strangers_cannot_break_it(
     original: bytes,
     full: bool,
     action: Action,
+    smtputf8: bool,
 ) -> None:
-    """Whatever a remote server, a sender or a message holds: the notice keeps its three parts and its fields, stays 7-bit, and
-    no field appears that we did not write."""
+    """Whatever a remote server, a sender or a message holds: the notice keeps its three parts and its fields, stays 7-bit unless it
+    goes to a sender who declared SMTPUTF8, and no field appears that we did not write."""
     entry = evolve(
         UNKNOWN,
         recipient=Address(f"{local_part}@example.org", "example.org"),
@@ -251,13 +257,15 @@ def test_strangers_cannot_break_it(
         original=original,
         full=full,
         reverse_path=Address(f"{local_part}@example.com", "example.com"),
+        smtputf8=smtputf8,
     )
     data = build(report)
-    assert data.isascii()
+    assert data.isascii() or is_global(report)
     assert b"\0" not in data
     assert max(map(len, data.split(b"\r\n"))) <= 998
-    message = message_from_bytes(data, policy=default)
-    _, status, _ = message.iter_parts()  # type: ignore[union-attr]
+    # The standard library knows no message/global-*, but their fields are the same.
+    message = message_from_bytes(data.replace(b" message/global-delivery", b" message/delivery"), policy=compat32)
+    _, status, _ = message.get_payload()
     about, recipient = status.get_payload()
     assert set(about.keys()) <= {"Original-Envelope-Id", "Reporting-MTA", "X-Relaycluster-Queue-Id", "Arrival-Date"}
     assert recipient["Action"] == action.value
@@ -282,6 +290,7 @@ def test_strangers_cannot_break_it(
         "Auto-Submitted",
         "MIME-Version",
         "Content-Type",
+        "Content-Transfer-Encoding",
     }
     assert build(report) == data
 
@@ -305,16 +314,92 @@ def test_the_boundary_is_not_in_the_content() -> None:
     assert len(list(message.iter_parts())) == 3
 
 
-def test_addresses_that_are_not_ascii() -> None:
-    """RFC 6533: such a recipient is of type utf-8; such a sender cannot stand in a 7-bit header, but the envelope has it."""
-    muller = Address("m\u00fcller@example.com", "example.com")
-    report = evolve(REPORT, reverse_path=muller, recipients=(evolve(UNKNOWN, recipient=muller),))
-    message = read(report)
-    _, (_, recipient), _ = parts(message)
-    assert recipient["Final-Recipient"] == "utf-8; m\\x{FC}ller@example.com"
-    assert message["To"] == "undisclosed-recipients:;"
-    assert envelope(report).recipients == (muller,)
-    assert envelope(report).smtputf8
+MULLER = Address("m\u00fcl+ler@example.com", "example.com")
+UTF8_ORIGINAL = ORIGINAL.replace(b"Lunch on Friday", "Gr\u00fc\u00dfe".encode())
+
+
+def test_an_utf8_recipient_in_a_7_bit_notice() -> None:
+    """RFC 6533 3: to a sender who declared no SMTPUTF8, such an address is of the type utf-8, in ASCII."""
+    report = evolve(
+        REPORT, recipients=(evolve(UNKNOWN, recipient=MULLER, original_recipient="UTF-8;\u00e9@example.org"),)
+    )
+    _, (_, recipient), _ = parts(read(report))
+    assert recipient["Final-Recipient"] == "utf-8; m\\x{FC}l\\x{2B}ler@example.com"
+    assert recipient["Original-Recipient"] == "UTF-8; \\x{E9}@example.org"
+    assert envelope(report) == Envelope(NULL, (ALICE,))
+
+
+def wire_parts(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """The header of a notice, and the header and body of each part, as octets."""
+    header, _, rest = data.partition(b"\r\n\r\n")
+    boundary = header.partition(b'boundary="')[2].partition(b'"')[0]
+    _, *found, end = rest.split(b"--" + boundary)
+    assert end == b"--\r\n"
+    parted = [part.removeprefix(b"\r\n").removesuffix(b"\r\n").partition(b"\r\n\r\n") for part in found]
+    return header, [(part_header, body) for part_header, _, body in parted]
+
+
+def test_an_internationalized_notice() -> None:
+    """RFC 6533: addresses and header come back as they are, in the types that may hold them, each marked as 8bit."""
+    recipient = evolve(UNKNOWN, recipient=MULLER, original_recipient="utf-8;\u00e9@example.org", status="5.6.7")
+    report = evolve(REPORT, recipients=(recipient,), original=UTF8_ORIGINAL, smtputf8=True)
+    header, ((_, text), (status_header, status), (third_header, third)) = wire_parts(build(report))
+    assert b"report-type=global-delivery-status;" in header
+    assert b"\r\nContent-Transfer-Encoding: 8bit" in header
+    assert header.isascii()
+    assert "Its subject: Gr\u00fc\u00dfe\r\n".encode() in text
+    assert f"<{MULLER}>".encode() in text
+    assert status_header == b"Content-Type: message/global-delivery-status\r\nContent-Transfer-Encoding: 8bit"
+    assert f"\r\nFinal-Recipient: utf-8; {MULLER}\r\n".encode() in status
+    assert "\r\nOriginal-Recipient: utf-8; \u00e9@example.org\r\n".encode() in status
+    assert third_header == b"Content-Type: message/global-headers\r\nContent-Transfer-Encoding: 8bit"
+    assert third == UTF8_ORIGINAL[: UTF8_ORIGINAL.index(b"\r\n\r\n") + 2]
+    assert envelope(report) == Envelope(NULL, (ALICE,), BodyType.EIGHT_BIT, smtputf8=True)
+    _, (_, _, (whole_header, whole)) = wire_parts(build(evolve(report, full=True)))
+    assert whole_header.startswith(b"Content-Type: message/global\r\n")
+    assert whole == UTF8_ORIGINAL
+
+
+def test_an_internationalized_sender() -> None:
+    """Such an address stands in To as it is, and the notice needs SMTPUTF8 for it."""
+    report = evolve(REPORT, reverse_path=MULLER)
+    header, _ = wire_parts(build(report))
+    assert f"\r\nTo: <{MULLER}>\r\n".encode() in header
+    assert envelope(report) == Envelope(NULL, (MULLER,), BodyType.EIGHT_BIT, smtputf8=True)
+
+
+def test_declared_and_not_needed() -> None:
+    """SMTPUTF8 that the message made no use of, or a header that is no UTF-8: a plain notice."""
+    assert build(evolve(REPORT, smtputf8=True)) == build(REPORT)
+    assert not envelope(evolve(REPORT, smtputf8=True)).smtputf8
+    junk = evolve(REPORT, original=ORIGINAL.replace(b"Lunch", b"\xff"), smtputf8=True)
+    assert parts(read(junk))[2]["Content-Transfer-Encoding"] == "quoted-printable"
+
+
+def test_an_internationalized_notice_for_a_7_bit_host() -> None:
+    """It can be converted, since its parts may be encoded (RFC 6533 6), and decodes to the same."""
+    recipient = evolve(UNKNOWN, recipient=MULLER)
+    data = build(evolve(REPORT, recipients=(recipient,), original=UTF8_ORIGINAL, smtputf8=True))
+    converted = downgrade(data)
+    assert converted is not None
+    assert converted.isascii()
+    assert b"m=C3=BCl+ler@example.com" in converted
+    _, before = wire_parts(data)
+    _, after = wire_parts(converted)
+    assert [decodestring(body) for _, body in after] == [body for _, body in before]
+
+
+def test_several_actions() -> None:
+    """What failed comes first and names the notice; each group says what it means."""
+    relayed = evolve(
+        UNKNOWN, recipient=CAROL, action=Action.RELAYED, status="2.0.0", reply=Reply.of(250, "2.0.0", "ok")
+    )
+    message = read(evolve(REPORT, recipients=(UNKNOWN, relayed)))
+    text, (_, bob, carol), _ = parts(message)
+    assert message["Subject"] == "Your message to bob@example.org could not be delivered"
+    assert (bob["Action"], carol["Action"]) == ("failed", "relayed")
+    text = " ".join(text.split())
+    assert text.index("could not be delivered") < text.index("<bob@") < text.index("passed on") < text.index("<carol@")
 
 
 def test_envelope() -> None:

@@ -16,12 +16,14 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from relaycluster.interfaces import IContentSink, IIntake
+from relaycluster.interfaces import Answer, IContentSink, IIntake, Login
 from relaycluster.mail.address import Address
 from relaycluster.mail.envelope import Envelope
 from relaycluster.mail.reply import Reply
 from relaycluster.mail.session import Session
 from relaycluster.net.inbound import InboundFactory, InboundProtocol, InboundSessions, SessionLimits, SilentObserver
+from relaycluster.net.inbound_observer import ProxyResult
+from relaycluster.net.server_tls import ServerTLS
 from relaycluster.smtp.server_settings import ServerSettings
 
 QUEUED = Reply.of(250, "2.0.0", "queued as 01JD")
@@ -35,6 +37,7 @@ LIMITS = SessionLimits(
     minimum_data_rate=10,
     data_rate_grace_seconds=60,
     close_timeout_seconds=5,
+    handshake_seconds=60,
 )
 
 
@@ -70,29 +73,35 @@ class Sink:
 @implementer(IIntake)
 @define(eq=False)
 class Intake:
-    """Accepts everything; `says` has other answers by question: a reply, or an exception to raise."""
+    """Accepts everything; `says` has other answers by question: a reply, a Deferred, or an exception to raise. AUTH is granted to
+    everybody under the name that was given."""
 
-    says: dict[str, Reply | Exception] = field(factory=dict)
+    says: dict[str, Reply | Deferred[Any] | Exception] = field(factory=dict)
     answers: list[Deferred[Reply] | Exception] = field(factory=list)  # of the next sinks; then QUEUED at once
     sinks: list[Sink] = field(factory=list)
     asked: list[tuple[Any, ...]] = field(factory=list)
     throttled_at_once: bool = False
 
-    def _say(self, question: str) -> Reply | None:
+    def _say(self, question: str) -> Any:
         answer = self.says.get(question)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def connect(self, session: Session) -> Reply | None:
+    def connect(self, session: Session) -> Answer:
         self.asked.append(("connect", session))
         return self._say("connect")
 
-    def mail(self, session: Session, reverse_path: Address, size: int | None) -> Reply | None:
+    def authenticate(self, session: Session, login: Login) -> Deferred[str | Reply]:
+        self.asked.append(("authenticate", session, login))
+        answer = self._say("authenticate")
+        return answer if isinstance(answer, Deferred) else succeed(answer or login.user)
+
+    def mail(self, session: Session, reverse_path: Address, size: int | None) -> Answer:
         self.asked.append(("mail", session, reverse_path, size))
         return self._say("mail")
 
-    def recipient(self, session: Session, reverse_path: Address, forward_path: Address) -> Reply | None:
+    def recipient(self, session: Session, reverse_path: Address, forward_path: Address) -> Answer:
         self.asked.append(("recipient", session, reverse_path, forward_path))
         return self._say("recipient")
 
@@ -114,6 +123,7 @@ class Observer(SilentObserver):
     def __init__(self) -> None:
         self.heard: list[tuple[Any, ...]] = []
         self.commands: list[tuple[str, int]] = []
+        self.rejections: list[tuple[Session, str, str]] = []
 
     def connection_opened(self, session: Session) -> None:
         self.heard.append(("opened",))
@@ -129,6 +139,10 @@ class Observer(SilentObserver):
 
     def rejected(self, session: Session, reason: str, reply: Reply) -> None:
         self.heard.append(("rejected", reason, reply.code))
+        self.rejections.append((session, reason, str(reply)))
+
+    def proxied(self, result: ProxyResult) -> None:
+        self.heard.append(("proxied", result))
 
     def failed(self, session: Session, failure: Failure) -> None:
         self.heard.append(("failed", failure.getErrorMessage()))
@@ -167,6 +181,8 @@ class House:
     observer: Observer = field(factory=Observer)
     limits: SessionLimits = LIMITS
     settings: ServerSettings = field(factory=lambda: ServerSettings("mx.example.org", message_size_bytes=10**6))
+    tls: ServerTLS | None = None
+    implicit_tls: bool = False
     sessions: InboundSessions = field(init=False)
     factory: InboundFactory = field(init=False)
 
@@ -180,6 +196,8 @@ class House:
             listener="0.0.0.0:587",
             mode="submission",
             observer=self.observer,
+            tls=self.tls,
+            implicit_tls=self.implicit_tls,
         )
 
     def connect(self, address: str = "192.0.2.1") -> tuple[InboundProtocol, Peer]:

@@ -9,22 +9,30 @@ from typing import Any
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
+from relaycluster.interfaces import Login
 from relaycluster.mail import queue_id
 from relaycluster.mail.address import Address
 from relaycluster.mail.envelope import Envelope
 from relaycluster.mail.reply import Reply
 from relaycluster.mail.session import Session
 from relaycluster.node.access import Access
-from relaycluster.node.edge import DEADLINE_SECONDS, PIECE, Edge, EdgeSettings
+from relaycluster.node.edge import Edge, EdgeSettings
+from relaycluster.node.message import PIECE
+from relaycluster.node.spread import DEADLINE_SECONDS
 from tests.node.world import World, result
 
-SESSION = Session("s1", "127.0.0.1:25", "mx", "192.0.2.1", 4000, "127.0.0.1", 25, "client.example", True)
+SESSION = Session("s1", "127.0.0.1:587", "submission", "192.0.2.1", 4000, "127.0.0.1", 25, "client.example", True)
 SENDER = Address("s@example.net", "example.net")
 CONTENT = b"Subject: x\r\n\r\nbody\r\n"
 
 
 def to(*domains: str) -> Envelope:
     return Envelope(SENDER, tuple(Address(f"r{n}@{domain}", domain) for n, domain in enumerate(domains)))
+
+
+def code(answer: Any) -> int:
+    """The reply's code, 0 for yes."""
+    return answer.code if answer is not None else 0
 
 
 class EdgeTest(SynchronousTestCase):
@@ -56,17 +64,47 @@ class EdgeTest(SynchronousTestCase):
     def all_items(self) -> list[Any]:
         return [item for place in self.world.cluster.partitions for item in place.items.values()]
 
-    def test_access(self) -> None:
-        """Our networks to anywhere, strangers to relay domains only."""
+    def stored(self, item: Any) -> bytes:
+        """The whole content, as it will be sent."""
+        if not item.chunks:
+            found = [place.bodies[item.id] for place in self.world.cluster.partitions if item.id in place.bodies]
+            return bytes(found[0])
+        return b"".join(result(self.world.queue.content(item, n)) for n in range(item.chunks + 1))
+
+    def test_who_may_send(self) -> None:
+        """For submission our networks to anywhere, strangers nothing at all; on an mx listener anybody to relay domains only, and
+        whoever is asked about twice gets the same answer."""
         stranger = evolve(SESSION, peer_address="198.51.100.1")
-        asked = [
-            self.edge.recipient(who, SENDER, Address(f"x@{domain}", domain))
-            for who in (SESSION, stranger)
-            for domain in ("relay.example", "example.com")
-        ]
-        self.assertEqual([reply.code if reply else 0 for reply in asked], [0, 0, 0, 554])
+        balanced = evolve(SESSION, via="10.0.0.1")
+        balancer = evolve(SESSION, via=SESSION.peer_address)
+        mx = evolve(SESSION, mode="mx")
+        for _ in range(2):
+            for session, at_mail, at_rcpt in (
+                (SESSION, 0, [0, 0]),
+                (balanced, 0, [0, 0]),
+                (stranger, 530, [530, 530]),
+                (balancer, 530, [530, 530]),
+                (mx, 0, [0, 554]),
+                (evolve(stranger, mode="mx"), 0, [0, 554]),
+            ):
+                self.assertEqual(code(self.edge.mail(session, SENDER, None)), at_mail, session)
+                replies = [
+                    self.edge.recipient(session, SENDER, Address(f"x@{domain}", domain))
+                    for domain in ("relay.example", "example.com")
+                ]
+                self.assertEqual([code(reply) for reply in replies], at_rcpt, session)
         self.edge.use(Access.of({}, []))
-        self.assertEqual(self.edge.recipient(SESSION, SENDER, Address("x@example.com", "example.com")).code, 554)
+        self.assertEqual(code(self.edge.mail(SESSION, SENDER, None)), 530)
+        self.assertEqual(code(self.edge.recipient(mx, SENDER, Address("x@relay.example", "relay.example"))), 554)
+
+    def test_nobody_authenticates(self) -> None:
+        """Where there are no users AUTH is refused, on mx listeners always; a user without accounts may do nothing."""
+        login = Login("PLAIN", "ann", b"secret")
+        self.assertEqual(result(self.edge.authenticate(SESSION, login)).code, 503)
+        ann = evolve(SESSION, user="ann")
+        self.assertEqual(code(self.edge.mail(ann, SENDER, None)), 530)
+        self.assertEqual(code(self.edge.recipient(ann, SENDER, SENDER)), 530)
+        self.assertEqual(self.edge.data(ann, to("example.com"), self.throttled.append).code, 530)
 
     def test_refusal(self) -> None:
         """Where no mail is taken, neither MAIL nor DATA is."""
@@ -93,6 +131,53 @@ class EdgeTest(SynchronousTestCase):
             reply = result(self.give(to("example.com"), content))
             self.assertEqual((reply.code, reply.enhanced), (554, "5.4.6"))
         self.assertEqual(self.all_items(), [])
+
+    def test_header_limits(self) -> None:
+        """A header that is too large is 552 5.3.4, one with too many fields 554 5.6.0, whatever the body; up to the limit it passes,
+        and folded lines are no fields."""
+        settings = EdgeSettings("us.example", {}, header_size=4096, header_fields=100)
+        self.edge.use(self.edge.access, settings)
+        fields = b"X: y\r\n" * 98
+        for header, expected in (
+            (b"X: " + b"y" * 4089 + b"\r\n\r\n", 250),
+            (b"X: " + b"y" * 4092 + b"\r\n\r\n", 552),
+            (b"X: " + b"y" * 5000, 552),  # and no body at all
+            (fields + b"X: y\r\n\r\n", 250),
+            (fields + b"X: y\r\n" * 2 + b"\r\n", 554),
+            (fields + b" folded\r\n" * 50 + b"\r\n", 250),
+        ):
+            for body in (b"", b"Y: z\r\n" * 200, b"z" * (2 * PIECE)):
+                if expected == 250 or b"\r\n\r\n" in header or not body:
+                    reply = result(self.give(to("example.com"), header + body))
+                    self.assertEqual(reply.code, expected, (header[:20], len(header), len(body)))
+        for header in (
+            b"X: " + b"y" * (2 * PIECE),
+            b"X: y\r\n" * (PIECE // 2),
+        ):  # its end is not even in the first piece
+            self.assertEqual(result(self.give(to("example.com"), header)).code, 552)
+
+    def test_what_a_refusal_leaves(self) -> None:
+        """A large message that is refused for its header is read to its end, and no octet of it is stored."""
+        before = self.world.queue.count("put_chunk")
+        sink = self.sink(to("example.com"))
+        for _ in range(5):
+            sink.write(b"Received: by a\r\n" * (PIECE // 16))
+        self.assertEqual(result(sink.finish()).code, 552)
+        self.assertEqual(self.world.queue.count("put_chunk"), before)
+
+    def test_no_header(self) -> None:
+        """Content that begins with white space can not go on with our trace field: an empty line ends the header before it."""
+        for body in (b" for <forged@example.com>;\r\nX: y\r\n\r\nbody", b"\tx\r\n", b"\r\nbody\r\n"):
+            for session in (SESSION, evolve(SESSION, mode="mx")):
+                for more in (b"", b"x" * (2 * PIECE)):
+                    sink = self.edge.data(session, to("example.com"), self.throttled.append)
+                    sink.write(body + more)
+                    self.assertEqual(result(sink.finish()).code, 250)
+        for item in self.all_items():
+            stored = self.stored(item)
+            header = stored.partition(b"\r\n\r\n")[0]
+            self.assertFalse(b"forged" in header or b"\tx" in header or b"body" in header, header)
+            self.assertEqual(len(stored), item.size)
 
     def test_several_domains(self) -> None:
         """One content, one item a domain with its recipients, each once, in order; then the record is gone."""
@@ -130,6 +215,7 @@ class EdgeTest(SynchronousTestCase):
         """While the store is slow the client is asked to wait, and to go on afterwards; 250 comes after the last piece."""
         self.world.queue.holding.add("put_chunk")
         sink = self.sink(to("example.com"))
+        sink.write(CONTENT)
         for _ in range(5):
             sink.write(b"x" * PIECE)
         self.assertEqual(self.throttled[-1:], [True])

@@ -15,6 +15,8 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from relaycluster.mail import outcome
+from relaycluster.mail.address import Address
+from relaycluster.mail.envelope import BodyType
 from relaycluster.mail.item import Claim, Item
 from relaycluster.mail.outcome import Delivered, Failed, Outcome, Stage
 from relaycluster.mail.reply import Reply
@@ -30,6 +32,7 @@ from relaycluster.policy.cluster import Ownership
 from relaycluster.policy.rate import Rate
 from relaycluster.policy.ring import partition_of
 from relaycluster.policy.routing import DestinationSettings
+from relaycluster.policy.trouble import LocalTrouble, judge_local
 from relaycluster.smtp.client import Transaction
 from tests.node.test_settle import RETRY
 from tests.node.world import PARTITIONS, World, counting, result
@@ -38,6 +41,7 @@ LATER = outcome.Deferred(Reply.of(451, "4.7.1", "come again"), Stage.RCPT, "mx.e
 SHUTTING_DOWN = outcome.Deferred(Reply.of(421, "4.3.2", "going down"), Stage.MAIL, "mx.example")
 NEVER = Failed(Reply.of(550, "5.1.1", "no such user"), Stage.RCPT, "mx.example")
 REFUSED = outcome.Deferred(Reply.of(451, "4.4.1", "The host refused the connection"), Stage.CONNECT, "mx.example")
+NO_UTF8 = judge_local(Stage.MAIL, LocalTrouble.SMTPUTF8_NOT_OFFERED, "mx.example").outcome
 MAIN, BACKUP = (Target(f"{name}.example", address) for name, address in (("mx1", "192.0.2.1"), ("mx2", "192.0.2.2")))
 
 
@@ -54,9 +58,10 @@ class FakeConnection(OutboundConnection):
     tls: Any = None
     on_closed: Any = None
     clock: Any = None
+    is_seven_bit: bool = False
 
     def needs_seven_bit(self, transaction: Transaction) -> bool:
-        return False
+        return self.is_seven_bit and transaction.envelope.body is BodyType.EIGHT_BIT
 
     def send(self, transaction: Transaction) -> Deferred[Any]:
         assert self.usable, "sent over a connection that is not usable"
@@ -69,9 +74,9 @@ class FakeConnection(OutboundConnection):
         """The transaction under way ends; the connection stays, or is gone."""
         transaction, answer, _ = self.sent[-1]
         assert not answer.called
-        outcomes = (each or Delivered(Reply.of(250, "2.0.0", "ok"), self.target.host),)
         self.usable = stays
         self.transactions_done += 1
+        outcomes = (each or Delivered(Reply.of(250, "2.0.0", "ok"), self.target.host),)
         answer.callback(outcomes * len(transaction.envelope.recipients))
         if not stays:
             self.go()
@@ -329,6 +334,85 @@ class LaneTest(SynchronousTestCase):
         self.assertEqual([item.attempts for item in node.world.partition().items.values()], [1])
         self.assertTrue(node.done() & {item.id for item in items})
         self.assertEqual(node.attempts, [])
+
+    def to(self, *recipients: str, hosts: int = 2, **changes: Any) -> tuple[Node, Item]:
+        """A node, and an item for these recipients that is queued."""
+        node = Node()
+        node.targets = node.targets[:hosts]
+        item = node.world.item()
+        addresses = tuple(Address(f"{each}@example.com", "example.com") for each in recipients)
+        item = evolve(item, envelope=evolve(item.envelope, recipients=addresses, **changes))
+        result(node.world.queue.enqueue(item, "Subject: x\r\n\r\nü\r\n".encode(), None))
+        node.lane.wake()
+        return node, item
+
+    def notices(self, node: Node) -> list[bytes]:
+        return [
+            place.bodies[item.id]
+            for place in node.world.cluster.partitions
+            for item in place.items.values()
+            if item.envelope.reverse_path.is_null
+        ]
+
+    def test_a_host_without_smtputf8(self) -> None:
+        """The next one is asked; the message fails when none has it, once, in our own words."""
+        for last in (None, NO_UTF8):
+            node, item = self.to("dörte")
+            node.opened().answer(NO_UTF8)
+            self.assertEqual(node.attempts[0][0].host, "mx2.example")
+            node.opened().answer(last)
+            self.assertIn(item.id, node.done())
+            self.assertEqual(len(self.notices(node)), 1 if last else 0)
+            self.assertEqual(node.lane.in_hand, 0)
+
+    def test_a_host_without_smtputf8_and_one_that_is_away(self) -> None:
+        """The other host may take it: not failed, but tried again."""
+        for error in (ConnectFailed(REFUSED), LimitReached("L")):
+            node, item = self.to("dörte")
+            node.opened().answer(NO_UTF8)
+            node.refused(error)
+            self.assertEqual(node.world.partition().items[item.id].attempts, 1)
+            self.assertEqual(self.notices(node), [])
+
+    def test_plain_recipients_beside_one_that_needs_smtputf8(self) -> None:
+        """They get it at once, over the same connection, in a transaction of their own."""
+        node, item = self.to("r0", "dörte", "r1", hosts=1)
+        connection = node.opened()
+        connection.answer(NO_UTF8)
+        transaction = connection.sent[-1][0]
+        self.assertEqual([who.text for who in transaction.envelope.recipients], ["r0@example.com", "r1@example.com"])
+        connection.answer()
+        self.assertIn(item.id, node.done())
+        (notice,) = self.notices(node)
+        self.assertEqual(notice.count(b"Final-Recipient:"), 1)
+        self.assertIn(b"Diagnostic-Code: X-Relaycluster; 553 5.6.7", notice)
+
+    def test_a_host_without_8bitmime(self) -> None:
+        """It gets the converted content, as a message that is 7-bit and says so."""
+        node, item = self.to("r0", body=BodyType.EIGHT_BIT)
+        target, attempt = node.attempts.pop(0)
+        connection = node.connection(target)
+        connection.is_seven_bit = True
+        attempt.callback(connection)
+        transaction = connection.sent[-1][0]
+        assert isinstance(transaction.content, bytes)
+        self.assertTrue(transaction.content.isascii())
+        self.assertEqual((transaction.envelope.body, transaction.size), (BodyType.SEVEN_BIT, len(transaction.content)))
+        connection.answer()
+        self.assertIn(item.id, node.done())
+
+    def test_a_long_message_that_declared_smtputf8(self) -> None:
+        """Its header is looked at here, since the conversation has not got it: plain when that is ASCII."""
+        for header, declared in ((b"Subject: x", False), ("Subject: ü".encode(), True)):
+            node = Node()
+            item = node.world.item()
+            item = evolve(item, envelope=evolve(item.envelope, smtputf8=True), chunks=1)
+            result(node.world.queue.put_chunk(node.lane.partition, item.id, 1, "ü".encode() * 9))
+            result(node.world.queue.enqueue(item, header + b"\r\n\r\n" + "ü".encode() * 9, None))
+            node.lane.wake()
+            connection = node.opened()
+            self.assertEqual(connection.sent[-1][0].envelope.smtputf8, declared)
+            connection.answer()
 
     def test_a_stale_connection(self) -> None:
         """The server had closed the idle connection: the message goes over a new one, without an attempt on its record."""

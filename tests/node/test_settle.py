@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
+from relaycluster.mail.address import NULL
+from relaycluster.mail.envelope import Notify, NotifyRequest, Ret
 from relaycluster.mail.item import Claim
 from relaycluster.mail.outcome import Deferred, Delivered, Failed, Outcome, Stage
 from relaycluster.mail.reply import Reply
@@ -16,6 +19,11 @@ from tests.node.world import World, result, run, snapshot
 OK = Delivered(Reply.of(250, "2.0.0", "taken"), "mx.example")
 LATER = Deferred(Reply.of(451, "4.7.1", "come again"), Stage.RCPT, "mx.example")
 NEVER = Failed(Reply.of(550, "5.1.1", "no such user"), Stage.RCPT, "mx.example")
+ASKED_FOR_NOTHING = NotifyRequest(frozenset())
+FAILURES, DELAYS, SUCCESSES = (
+    NotifyRequest(frozenset({each})) for each in (Notify.FAILURE, Notify.DELAY, Notify.SUCCESS)
+)
+CONTENT = b"Subject: x\r\n\r\nbody\r\n"
 RETRY = RetrySettings((300.0, 600.0), 3600.0, 1000.0)
 
 
@@ -225,6 +233,154 @@ class SettlementTest(SynchronousTestCase):
         self.settle(claim, NEVER)
         self.assertIn(claim.item.id, self.world.partition().done)
         self.assertEqual((len(self.world.partition().notices), self.notices(), self.settled), (1, [], [claim]))
+
+    # What the sender asked for (RFC 3461)
+
+    def wishing(self, *requests: NotifyRequest | None, content: bytes = CONTENT, **changes: Any) -> Claim:
+        """A claim for as many recipients, with what was asked for each."""
+        item = self.world.item(recipients=len(requests))
+        named = {who.text: each for who, each in zip(item.envelope.recipients, requests, strict=True) if each}
+        item = evolve(item, envelope=evolve(item.envelope, requests=named, **changes))
+        return self.world.claimed(item, content)
+
+    def content(self, notice: Any) -> bytes:
+        return self.world.partition(notice.domain).bodies[notice.id]  # type: ignore[no-any-return]
+
+    def told(self) -> list[list[tuple[str, str]]]:
+        """What each notice says: recipient and action."""
+        found = []
+        for notice in self.notices():
+            content = self.content(notice).decode()
+            recipients = re.findall(r"^Final-Recipient: rfc822; (\S+)@example.com\r$", content, re.MULTILINE)
+            found.append(list(zip(recipients, re.findall(r"^Action: (\S+)\r$", content, re.MULTILINE), strict=True)))
+        return found
+
+    def test_never(self) -> None:
+        """NOTIFY=NEVER: no notice of failure, delay or success; the log tells."""
+        for each in (OK, NEVER, LATER):
+            claim = self.wishing(ASKED_FOR_NOTHING)
+            self.world.clock.advance(1001)
+            self.settle(claim, each)
+        self.settlement.delivered(claim := self.wishing(ASKED_FOR_NOTHING), claim.item.envelope.recipients, (OK,))
+        self.assertEqual(self.notices(), [])
+        (dropped,) = self.world.events("notice_dropped")
+        self.assertIn("NOTIFY", dropped["why"])
+
+    def test_failure_but_no_delay(self) -> None:
+        """Who asked for failures hears of no delay; who asked for delays hears of no failure; who asked for nothing of both."""
+        cases = [(FAILURES, LATER, False), (FAILURES, NEVER, True), (DELAYS, LATER, True), (DELAYS, NEVER, False)]
+        for asked, each, is_told in [*cases, (None, LATER, True), (None, NEVER, True)]:
+            claim = self.wishing(asked, None)
+            self.world.clock.advance(1001)
+            before = len(self.notices())
+            self.settle(claim, each, OK)
+            self.assertEqual(len(self.notices()) - before, is_told, (asked, each))
+
+    def test_success_is_the_next_hops_to_tell(self) -> None:
+        """It speaks DSN and got the wish: nothing from us, on the hot path or beside it."""
+        taken = evolve(OK, dsn=True)
+        claim = self.wishing(SUCCESSES, None)
+        self.settlement.delivered(claim, claim.item.envelope.recipients, (taken, taken))
+        self.settle(self.wishing(SUCCESSES, None), taken, NEVER)
+        self.assertEqual(self.told(), [[("r1", "failed")]])
+
+    def test_success_through_a_host_without_dsn(self) -> None:
+        """RFC 3461 5.2.2: it was relayed, for those who asked; the item is settled, told once, and counted as delivered."""
+        claim = self.wishing(SUCCESSES, None, FAILURES)
+        self.settlement.delivered(claim, claim.item.envelope.recipients, (OK, OK, OK))
+        self.assertEqual(self.told(), [[("r0", "relayed")]])
+        self.assertIn(claim.item.id, self.world.partition().done)
+        self.assertEqual(self.kinds(), ["delivered", "notice_queued"])
+        self.assertEqual(self.world.events("notice_queued")[0]["kind"], "relayed")
+        self.assertEqual(self.settled, [claim])
+
+    def test_no_success_for_the_null_reverse_path(self) -> None:
+        """Nothing is ever sent there."""
+        claim = self.wishing(SUCCESSES, reverse_path=NULL)
+        self.settlement.delivered(claim, claim.item.envelope.recipients, (OK,))
+        self.assertEqual((self.notices(), self.kinds()), ([], ["delivered"]))
+
+    def test_success_failure_and_delay_at_once(self) -> None:
+        """One notice for the attempt, the failures first; the delay comes with the next."""
+        claim = self.wishing(SUCCESSES, FAILURES, DELAYS)
+        self.world.clock.advance(1001)
+        self.settle(claim, OK, NEVER, LATER)
+        self.assertEqual(self.told(), [[("r1", "failed"), ("r0", "relayed")]])
+        item = self.world.partition().items[claim.item.id]
+        self.assertFalse(item.delay_notified)
+        self.assertEqual(dict(item.envelope.requests), dict(claim.item.envelope.requests))
+
+    def test_a_stale_holder_tells_of_success(self) -> None:
+        """Its delivery is a fact, and nobody else knows of it; told once, whoever holds the item."""
+        claim = self.wishing(SUCCESSES, None)
+        anew = self.taken_over(claim, claim_anew=True)
+        assert anew is not None
+        self.settle(claim, OK, LATER)
+        self.settle(anew, LATER, LATER)
+        self.assertEqual(self.told(), [[("r0", "relayed")]])
+
+    def test_a_lost_answer_to_a_success(self) -> None:
+        """The repeat makes the same notice under the same id."""
+        claim = self.wishing(SUCCESSES)
+        self.world.queue.losing.add("finish")
+        self.settlement.delivered(claim, claim.item.envelope.recipients, (OK,))
+        self.world.queue.losing.clear()
+        self.world.advance(2)
+        self.assertEqual((self.told(), self.settlement.unwritten), ([[("r0", "relayed")]], 0))
+
+    def test_how_much_comes_back(self) -> None:
+        """RET (RFC 3461 4.3): all of it with a failure when asked for, else its header; and never all of it without a failure."""
+        cases = [(Ret.FULL, NEVER, True), (Ret.HEADERS, NEVER, False), (None, NEVER, False), (Ret.FULL, OK, False)]
+        for ret, each, whole in cases:
+            self.settle(self.wishing(NotifyRequest(frozenset(Notify)), ret=ret), each)
+            content = self.content(self.notices()[-1])
+            self.assertEqual((b"Content-Type: message/rfc822" in content, b"\r\nbody\r\n" in content), (whole, whole))
+
+    def test_of_a_message_in_pieces_the_header_comes_back(self) -> None:
+        """RET=FULL or not: a notice is queued in one piece."""
+        item = self.world.item()
+        item = evolve(item, chunks=1, envelope=evolve(item.envelope, ret=Ret.FULL))
+        result(self.world.queue.put_chunk(self.world.partition().number, item.id, 1, b"more\r\n"))
+        self.settle(self.world.claimed(item), NEVER)
+        self.assertIn(b"text/rfc822-headers", self.content(self.notices()[0]))
+
+    def test_the_senders_names_come_back(self) -> None:
+        """ENVID and ORCPT, decoded (RFC 3464 2.2.1 and 2.3.1)."""
+        claim = self.wishing(NotifyRequest(None, "rfc822;Bob+2Btag@example.org"), envelope_id="QQ+3D1")
+        self.settle(claim, NEVER)
+        content = self.content(self.notices()[0])
+        self.assertIn(b"\r\nOriginal-Envelope-Id: QQ=1\r\n", content)
+        self.assertIn(b"\r\nOriginal-Recipient: rfc822; Bob+tag@example.org\r\n", content)
+
+    def test_an_internationalized_notice(self) -> None:
+        """For a message that declared SMTPUTF8 and needed it (RFC 6533), with an envelope that says so."""
+        for header, needed in (("Subject: \u00fc", True), ("Subject: u", False)):
+            self.settle(self.wishing(None, content=f"{header}\r\n\r\nx\r\n".encode(), smtputf8=True), NEVER)
+            notice = self.notices()[-1]
+            content = self.content(notice)
+            self.assertEqual(b"message/global-delivery-status" in content, needed)
+            self.assertEqual((notice.envelope.smtputf8, notice.size), (needed, len(content)))
+
+    def test_notices_are_signed(self) -> None:
+        """What is queued is what the signer gave back; a signer that fails costs no notice."""
+
+        def sign(content: bytes) -> bytes:
+            return b"DKIM-Signature: x\r\n" + content
+
+        def broken(content: bytes) -> bytes:
+            raise RuntimeError("no key")
+
+        world = self.world
+        for signer in (sign, broken):
+            settlement = Settlement(
+                world.clock, world.queue, world.metrics, world.log, RETRY, "us.example", lambda: 0.5, signer
+            )
+            settlement.settle(claim := self.wishing(None), [(claim.item.envelope.recipients[0], NEVER)])
+        signed, unsigned = self.notices()
+        self.assertTrue(self.content(signed).startswith(b"DKIM-Signature: x\r\nFrom: "))
+        self.assertEqual(signed.size, len(self.content(signed)))
+        self.assertTrue(self.content(unsigned).startswith(b"From: "))
+        self.assertEqual([each["message"] for each in world.events("error")], ["no key"])
 
     def test_stop(self) -> None:
         """No timer is left behind."""

@@ -39,6 +39,20 @@ def test_forms(text: str, rate: Rate) -> None:
     assert Rate.parse(text) == rate
 
 
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("100/h", Rate(100, 3600, 100)),
+        ("1/s", Rate(1, 1, 1)),
+        ("100/h,burst=5", Rate(100, 3600, 5)),
+        ("100/h,burst=1", Rate(100, 3600, 1)),
+    ],
+)
+def test_an_allowance_may_be_used_at_once(text: str, rate: Rate) -> None:
+    """A hundred an hour is what a person may send, in one go too, unless a burst says otherwise."""
+    assert Rate.parse_allowance(text) == rate
+
+
 @given(rates)
 def test_the_interval_never_exceeds_the_limit(rate: Rate) -> None:
     """Slots that are `interval_ns` apart are never more than the rate, and less by under a nanosecond a slot."""

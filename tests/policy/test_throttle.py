@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relaycluster.policy.throttle import HORIZON_US, Grant, take
+from relaycluster.policy.throttle import HORIZON_US, Grant, spend, take
 
 NOW = 1_767_225_600_000_000
 SECOND = 1_000_000
@@ -173,3 +173,56 @@ def test_nonsense_is_refused() -> None:
     for arguments in ((0, 1, 1), (1, 0, 1), (1, 1, -1), (1, 1, 1, -1)):
         with pytest.raises(ValueError, match="cannot take"):
             take(0, NOW, *arguments)
+
+
+def spent(steps: list[tuple[int, int]], interval: int, burst: int) -> list[tuple[int, int, int, int]]:
+    """Callers that share one allowance: (when, wanted, state, µs to wait) for each step."""
+    now, tat, found = NOW, 0, []
+    for pause, wanted in steps:
+        now += pause
+        tat, wait_us = spend(tat, now, interval, burst, wanted)
+        found.append((now, wanted, tat, wait_us))
+    return found
+
+
+@settings(deadline=None)
+@given(steps, intervals, bursts)
+def test_no_window_spends_too_much(steps: list[tuple[int, int]], interval: int, burst: int) -> None:
+    """In any window of length w at most w / interval + burst units go, where one call counts for at most the burst."""
+    taken = [(now, min(wanted, burst)) for now, wanted, _, wait_us in spent(steps, interval, burst) if not wait_us]
+    for first in range(len(taken)):
+        for last in range(first, len(taken)):
+            window_ns = (taken[last][0] - taken[first][0]) * 1000
+            assert sum(units for _, units in taken[first : last + 1]) <= window_ns // interval + burst
+
+
+@settings(deadline=None)
+@given(steps, intervals, bursts)
+def test_the_wait_of_an_allowance_is_exact(steps: list[tuple[int, int]], interval: int, burst: int) -> None:
+    """After the wait it is granted, a microsecond before it is not; who is refused took nothing, and nobody waits for more than a whole
+    burst."""
+    for now, wanted, tat, wait_us in spent(steps, interval, burst):
+        if wait_us:
+            assert wait_us <= -(-burst * interval // 1000)
+            assert spend(tat, now + wait_us, interval, burst, wanted)[1] == 0
+            assert spend(tat, now + wait_us - 1, interval, burst, wanted)[1] == 1
+            assert spend(tat, now, interval, burst, wanted) == (tat, wait_us)
+
+
+@given(steps, intervals, bursts, st.integers(1, 40 * 365 * 86_400 * SECOND))
+def test_an_allowance_outlives_a_clock_that_goes_back(
+    steps: list[tuple[int, int]], interval: int, burst: int, jump: int
+) -> None:
+    """After a jump back there is something again after one interval, though it was asked for in between."""
+    now, _, tat, _ = spent(steps, interval, burst)[-1]
+    now -= jump
+    tat, _ = spend(tat, now, interval, burst, burst)
+    _, wait_us = spend(tat, now + interval // 1000 + 1, interval, burst, 1)
+    assert wait_us == 0
+
+
+def test_nothing_can_be_spent_of_nothing() -> None:
+    """Senseless questions are the caller's fault."""
+    for interval, burst, wanted in ((0, 1, 1), (1, 0, 1), (1, 1, -1)):
+        with pytest.raises(ValueError, match="cannot spend"):
+            spend(0, NOW, interval, burst, wanted)

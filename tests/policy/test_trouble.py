@@ -11,12 +11,15 @@ from relaycluster.policy.trouble import (
     LocalTrouble,
     Scope,
     after_all_hosts,
+    another_host_may,
     is_too_many_recipients,
     judge,
     judge_local,
+    needs_smtputf8,
     status_of,
     was_said_by_host,
 )
+from relaycluster.smtp.client import ClientConversation, Ended
 
 STAGES_WITH_REPLIES = [stage for stage in Stage if stage not in (Stage.ROUTING, Stage.CONNECT)]
 
@@ -121,6 +124,41 @@ def test_every_local_trouble_has_its_words() -> None:
         assert detailed.reply.lines == (f"{words.lines[0]} (errno 111)",)
         assert not was_said_by_host(detailed)
     assert was_said_by_host(judge(Stage.RCPT, reply("550 5.1.1 no")).outcome)
+
+
+@pytest.mark.parametrize(
+    ("kind", "elsewhere"),
+    [
+        (LocalTrouble.SMTPUTF8_NOT_OFFERED, True),
+        (LocalTrouble.EIGHT_BIT_NOT_OFFERED, True),
+        (LocalTrouble.TOO_LARGE, True),
+        (LocalTrouble.NO_SUCH_DOMAIN, False),
+    ],
+)
+def test_what_a_host_does_not_offer(kind: LocalTrouble, elsewhere: bool) -> None:
+    """Found in its extensions, it speaks of this host alone; said by a server, or found about the destination, it does not."""
+    failed = judge_local(Stage.MAIL, kind, detail="so much").outcome
+    assert isinstance(failed, Failed)
+    assert another_host_may(failed) is elsewhere
+    assert needs_smtputf8(failed) is (kind is LocalTrouble.SMTPUTF8_NOT_OFFERED)
+    for text in ("553 5.6.7 no", "554 5.6.3 no", "552 5.3.4 no"):
+        said = judge(Stage.MAIL, reply(text)).outcome
+        assert isinstance(said, Failed)
+        assert not another_host_may(said)
+        assert not needs_smtputf8(said)
+
+
+@pytest.mark.parametrize("said", [b"", b"what?\r\n", b"354 go\r\n", b"220 hi\r\n250 ok\r\n"])
+def test_what_the_client_says_itself(said: bytes) -> None:
+    """The words for a conversation that broke off are known as ours, and not told as the server's."""
+    for end in (lambda client: client.connection_lost("reset"), lambda client: client.timed_out()):
+        client = ClientConversation("us.example", "mx.example")
+        client.receive_data(said)
+        end(client)
+        event = client.next_event()
+        assert isinstance(event, Ended)
+        assert event.outcome is not None
+        assert not was_said_by_host(event.outcome), event.outcome
 
 
 def test_silence_after_the_final_dot() -> None:

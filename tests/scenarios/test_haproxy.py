@@ -1,4 +1,6 @@
-"""HAProxy, with the shipped configuration, before two edges: a dead or draining edge costs no client its mail."""
+"""HAProxy, with the shipped configuration, before two edges: a dead or draining edge costs no client its mail.
+
+The edges here take connections as they come; test_clients_haproxy.py has the PROXY protocol."""
 
 from __future__ import annotations
 
@@ -15,22 +17,20 @@ from tests.support.sink import Sink
 
 def balancer(processes: Processes, edges: list[Node]) -> tuple[Process, str, int]:
     """The shipped haproxy.cfg before these two; the process, its SMTP address and its metrics port."""
-    smtp, other, stats = free_port(), free_port(), free_port()
+    smtp, stats = free_port(), free_port()
     changes = {
         "bind :25\n": f"bind 127.0.0.1:{smtp}\n",
-        "bind :587\n": f"bind 127.0.0.1:{other}\n",
+        "bind :587\n": f"bind 127.0.0.1:{free_port()}\n",
+        "bind :465\n": f"bind 127.0.0.1:{free_port()}\n",
         "bind 127.0.0.1:8405\n": f"bind 127.0.0.1:{stats}\n",
         "log /dev/log local0": "log stdout format raw local0",
         "maxconn 20000": "maxconn 2000",
     }
     for number, edge in enumerate(edges, 1):
-        server = f"server edge-{number} 10.0.0.1{number}"
-        changes[f"    {server}:25 check port 9025\n"] = (
-            f"    server edge-{number} {edge.smtp} check port {edge.http_port}\n"
-        )
-        changes[f"    {server}:587 check port 9025\n"] = (
-            f"    server edge-{number} {edge.smtp} check port {edge.http_port}\n"
-        )
+        for port in (25, 587, 465):
+            changes[f"    server edge-{number} 10.0.0.1{number}:{port} check port 9025 send-proxy-v2\n"] = (
+                f"    server edge-{number} {edge.smtp} check port {edge.http_port}\n"
+            )
     config = write(processes.directory, "haproxy.cfg", replaced((DEPLOY / "haproxy/haproxy.cfg").read_text(), changes))
     process = processes.start("haproxy", [programs.require("haproxy"), "-db", "-f", str(config)])
     return process, f"127.0.0.1:{smtp}", stats

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from attrs import evolve
 
 from relaycluster.mail.address import NULL, Address
-from relaycluster.mail.envelope import BodyType, Envelope
+from relaycluster.mail.envelope import BodyType, Envelope, Notify, NotifyRequest, Ret
 from relaycluster.mail.outcome import Deferred, Delivered, Failed, Outcome, Stage
 from relaycluster.mail.reply import Reply
+from relaycluster.policy.trouble import was_said_by_host
 from relaycluster.smtp.client import (
     ONE_WRITE,
     ClientConversation,
@@ -27,6 +29,8 @@ from relaycluster.smtp.client_states import ACTIVITIES, STAGES, TRANSITIONS, Sta
 HOST = "mx.example.com"
 CONTENT = b"Subject: hello\r\n\r\n.dot\r\n"
 WIRE = b"Subject: hello\r\n\r\n..dot\r\n.\r\n"
+UTF8_HEADER = "Subject: Grüße\r\n\r\nx\r\n".encode()
+UTF8_BODY = "Subject: x\r\n\r\nü\r\n".encode()
 PIPELINING = ("250-mx.example.com", "250-PIPELINING", "250-SIZE 1000000", "250 8BITMIME")
 PLAIN = ("250-mx.example.com", "250 SIZE")
 
@@ -759,13 +763,17 @@ def test_no_final_dot_without_leave() -> None:
 
 
 def test_parameters_of_mail() -> None:
-    """SIZE where it is offered; BODY=8BITMIME and SMTPUTF8 where they are needed."""
+    """SIZE where it is offered; BODY=8BITMIME and SMTPUTF8 where they are needed, the latter also where 8-bit octets may be more of
+    what was declared (RFC 6531 3.4)."""
     full = ("250-mx", "250-SIZE", "250-8BITMIME", "250 SMTPUTF8")
     cases = [
         (transaction(), "SIZE=24"),
         (transaction(body=BodyType.EIGHT_BIT), "SIZE=24 BODY=8BITMIME"),
         (transaction(content="ü\r\n".encode()), "SIZE=4 BODY=8BITMIME"),
-        (transaction(smtputf8=True), "SIZE=24 SMTPUTF8"),
+        (transaction(smtputf8=True), "SIZE=24"),
+        (transaction(smtputf8=True, content=UTF8_HEADER), "SIZE=23 BODY=8BITMIME SMTPUTF8"),
+        (transaction(smtputf8=True, content=UTF8_BODY), "SIZE=18 BODY=8BITMIME SMTPUTF8"),
+        (transaction(content=UTF8_HEADER), "SIZE=23 BODY=8BITMIME"),
         (transaction("jürgen@example.com"), "SIZE=24 SMTPUTF8"),
     ]
     for each, parameters in cases:
@@ -783,7 +791,8 @@ def test_parameters_of_mail() -> None:
         (("250-mx", "250 SIZE 1000"), transaction(size=1001), "5.3.4"),
         (("250 mx",), transaction(body=BodyType.EIGHT_BIT), "5.6.3"),
         (("250 mx",), transaction(content="ü\r\n".encode()), "5.6.3"),
-        (("250-mx", "250 8BITMIME"), transaction(smtputf8=True), "5.6.7"),
+        (("250-mx", "250 8BITMIME"), transaction(smtputf8=True, content=UTF8_HEADER), "5.6.7"),
+        (("250 mx",), transaction(smtputf8=True, content=UTF8_HEADER), "5.6.7"),
         (("250-mx", "250 8BITMIME"), transaction("jürgen@example.com"), "5.6.7"),
         (("250-mx", "250 8BITMIME"), transaction(reverse_path="jürgen@example.com"), "5.6.7"),
         (("250 mx",), transaction("b@example.com>\r\nRCPT TO:<c@example.com"), "5.1.3"),
@@ -801,6 +810,7 @@ def test_what_the_host_cannot_take_is_not_begun(
     (outcome,) = dialog.outcomes()
     assert isinstance(outcome, Failed)
     assert outcome.reply.enhanced == enhanced
+    assert enhanced == "5.1.3" or not was_said_by_host(outcome)
     assert dialog.client.state is State.READY
     dialog.client.begin(transaction())
     assert dialog.heard()
@@ -819,6 +829,77 @@ def test_needs_seven_bit() -> None:
     assert all(ready("250 mx").client.needs_seven_bit(each) for each in eight)
     assert not any(ready(*PIPELINING).client.needs_seven_bit(each) for each in eight)
     assert not ready("250 mx").client.needs_seven_bit(transaction())
+
+
+def test_seven_bits_do_not_help_internationalized_mail() -> None:
+    """A host without SMTPUTF8 gets no converted one: the caller hears 5.6.7 instead of 5.6.3."""
+    for each in (transaction(smtputf8=True, content=UTF8_HEADER), transaction("jürgen@example.com", content=UTF8_BODY)):
+        assert not ready("250 mx").client.needs_seven_bit(each)
+    assert ready("250 mx").client.needs_seven_bit(transaction(smtputf8=True, content=UTF8_BODY))
+
+
+def test_a_declaration_that_nothing_needs() -> None:
+    """SMTPUTF8 declared, addresses and header ASCII: goes out plainly to a host without it."""
+    dialog = ready("250-mx", "250 8BITMIME")
+    dialog.client.begin(transaction(smtputf8=True, content=UTF8_BODY))
+    assert dialog.heard() == ["MAIL FROM:<a@example.net> BODY=8BITMIME"]
+
+
+# DSN
+
+WISHES = Envelope(
+    address("a@example.net"),
+    (address("b@example.com"), address("c@example.com"), address("d@example.com"), address("e@example.com")),
+    ret=Ret.HEADERS,
+    envelope_id="QQ+2B1",
+    requests={
+        "b@example.com": NotifyRequest(frozenset({Notify.FAILURE, Notify.SUCCESS}), "rfc822;Bob+2Btag@example.org"),
+        "c@example.com": NotifyRequest(frozenset()),
+        "d@example.com": NotifyRequest(None, "utf-8;dörte@example.org"),
+    },
+)
+WITH_DSN = ("250-mx.example.com", "250-PIPELINING", "250-SIZE", "250 DSN")
+
+
+def test_wishes_are_passed_on() -> None:
+    """RFC 3461 5.2.1: as they were given, each to whom it concerns; ORCPT in the form that any host may get (RFC 6533 3). What
+    comes back says that the host will tell of success."""
+    dialog = ready(*WITH_DSN)
+    dialog.client.begin(Transaction(WISHES, CONTENT, len(CONTENT)))
+    assert dialog.heard() == [
+        "MAIL FROM:<a@example.net> SIZE=24 RET=HDRS ENVID=QQ+2B1",
+        "RCPT TO:<b@example.com> NOTIFY=SUCCESS,FAILURE ORCPT=rfc822;Bob+2Btag@example.org",
+        "RCPT TO:<c@example.com> NOTIFY=NEVER",
+        "RCPT TO:<d@example.com> ORCPT=utf-8;d\\x{F6}rte@example.org",
+        "RCPT TO:<e@example.com>",
+        "DATA",
+    ]
+    dialog.says("250 ok", *["250 ok"] * 4, "354 go")
+    dialog.says("250 2.0.0 ok")
+    assert dialog.outcomes() == (Delivered(Reply(250, "2.0.0", ("ok",)), HOST, dsn=True),) * 4
+
+
+def test_wishes_stay_here_without_dsn() -> None:
+    """A host that does not offer DSN gets plain commands, and no duty."""
+    dialog = ready(*PIPELINING)
+    dialog.client.begin(Transaction(WISHES, CONTENT, len(CONTENT)))
+    assert [line for line in dialog.heard() if "=" in line] == ["MAIL FROM:<a@example.net> SIZE=24"]
+    dialog.says("250 ok", *["250 ok"] * 4, "354 go")
+    dialog.says("250 2.0.0 ok")
+    assert not any(isinstance(each, Delivered) and each.dsn for each in dialog.outcomes())
+
+
+def test_a_wish_with_a_line_break() -> None:
+    """It would be a command of somebody else, like an address with one."""
+    requests = {"b@example.com": NotifyRequest(None, "rfc822;x\r\nRCPT TO:<evil@example.com>")}
+    for wished in (
+        Envelope(WISHES.reverse_path, WISHES.recipients, requests=requests),
+        evolve(WISHES, envelope_id="x\n"),
+    ):
+        dialog = ready(*WITH_DSN)
+        dialog.client.begin(Transaction(wished, CONTENT, len(CONTENT)))
+        assert dialog.heard() == []
+        assert all(isinstance(each, Failed) and each.reply.enhanced == "5.1.3" for each in dialog.outcomes())
 
 
 def test_begin_in_the_wrong_state_is_the_callers_error() -> None:

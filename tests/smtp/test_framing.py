@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relaycluster.smtp.framing import CommandFramer, ContentScanner, LineTrouble
+from relaycluster.smtp.framing import ChunkScanner, CommandFramer, ContentScanner, LineTrouble
 
 LIMIT = 20
 
@@ -174,3 +174,83 @@ def test_memory_between_chunks_is_four_octets() -> None:
     assert scanner.feed(b"\r\n.\r") == b""
     assert scanner.feed(b"\n") == b"\r\n"
     assert scanner.rest == b""
+
+
+def chunked_content(parts: list[bytes], normalize: bool) -> tuple[bytes, bool, int]:
+    scanner = ChunkScanner(normalize)
+    content = b"".join(scanner.feed(part) for part in parts if part) + scanner.finish()
+    return content, scanner.has_bare_newline, scanner.size
+
+
+@given(streams, cuts, st.booleans())
+@example(b"a\r\nb", [2], False)
+@example(b"a\r", [], True)
+@example(b"\r\r\n", [1], True)
+def test_chunks_do_not_depend_on_the_cuts_and_are_handed_on_as_they_are(
+    data: bytes, where: list[int], normalize: bool
+) -> None:
+    """The same content, size and verdict on bare newlines however cut; octets unchanged but for the normalising and for the
+    end of a last line that has none."""
+    content, has_bare, size = chunked_content([data], normalize)
+    assert chunked_content(octet_by_octet(data), normalize) == (content, has_bare, size)
+    assert chunked_content(chunks(data, where), normalize) == (content, has_bare, size)
+    assert size == len(content)
+    assert has_bare == (re.search(rb"\r(?!\n)|(?<!\r)\n", data) is not None)
+    assert content == b"" or content.endswith(b"\r\n")
+    if normalize:
+        expected = re.sub(rb"\r\n|\r|\n", b"\r\n", data)
+        assert content == (expected if expected.endswith(b"\r\n") or not data else expected + b"\r\n")
+    elif not has_bare:
+        assert content == (data if data.endswith(b"\r\n") or not data else data + b"\r\n")
+
+
+@given(streams, st.lists(st.integers(0, 30), max_size=12))
+def test_octets_are_taken_by_count(data: bytes, counts: list[int]) -> None:
+    """`take_up_to` gives no more than was asked, loses nothing, and leaves lines behind it whole."""
+    framer = CommandFramer(LIMIT)
+    framer.feed(data)
+    taken = b""
+    for count in counts:
+        piece = framer.take_up_to(count)
+        assert len(piece) == min(count, len(data) - len(taken))
+        taken += piece
+        assert framer.pending == len(data) - len(taken)
+    framer.forget()
+    assert framer.pending == len(data) - len(taken)
+    assert taken + framer.take() == data
+
+
+def test_forgetting_keeps_nothing_of_what_was_read() -> None:
+    """A line that held a password is not kept by the buffer it came in; what follows it is."""
+    framer = CommandFramer(LIMIT)
+    framer.feed(b"secret\r\nNO")
+    assert framer.next_line() == b"secret"
+    framer.forget()
+    assert framer._buffer == b"NO"
+    framer.feed(b"OP\r\n")
+    assert framer.next_line() == b"NOOP"
+
+
+def test_a_line_may_be_allowed_to_be_longer() -> None:
+    """The limit holds from the next line on, in both directions."""
+    framer = CommandFramer(LIMIT)
+    framer.allow(100)
+    framer.feed(b"x" * 98 + b"\r\n" + b"x" * 99)
+    assert framer.next_line() == b"x" * 98
+    assert framer.next_line() is LineTrouble.TOO_LONG
+    framer.allow(LIMIT)
+    framer.feed(b"\r\n" + b"x" * 19)
+    assert framer.next_line() is LineTrouble.TOO_LONG
+
+
+@given(st.binary(max_size=40), cuts)
+def test_the_head_of_a_bad_line_is_known(data: bytes, where: list[int]) -> None:
+    """Whatever the cuts, the first octets of a line with a trouble are told with it, up to the newline."""
+    framer = CommandFramer(LIMIT)
+    heads = []
+    for part in chunks(b"BDAT 5\n" + data, where):
+        framer.feed(part)
+        while (line := framer.next_line()) is not None:
+            if isinstance(line, LineTrouble):
+                heads.append(framer.trouble_head)
+    assert heads[0] == b"BDAT 5"

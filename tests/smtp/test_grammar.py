@@ -154,6 +154,80 @@ def test_parameters() -> None:
         assert refusal(parse_parameters, wrong) == (501, "5.5.4")
 
 
+def test_parameters_with_utf8() -> None:
+    """With SMTPUTF8 a value may have UTF-8 in it (RFC 6531 3.3), a keyword never; broken UTF-8 is refused."""
+    assert parse_parameters(" ORCPT=utf-8;ü X=1".encode(), True) == {"ORCPT": "utf-8;ü", "X": "1"}
+    assert refusal(parse_parameters, " ORCPT=utf-8;ü".encode()) == (501, "5.5.4")
+    for wrong in (b" A=\xff", b" A=\xc0\x80", " Ü=1".encode(), b" A=\xed\xa0\x80"):
+        assert refusal(parse_parameters, wrong, True) == (501, "5.5.4")
+
+
+letters = st.characters(categories=("L", "N", "S"), min_codepoint=0xA1)
+utf8_atoms = st.text(st.one_of(st.sampled_from(ATEXT), letters), min_size=1, max_size=8)
+utf8_local_parts = st.one_of(
+    st.lists(utf8_atoms, min_size=1, max_size=3).map(".".join),
+    st.text(st.one_of(st.sampled_from(ATEXT + " @<>"), letters), max_size=8).map(lambda text: f'"{text}"'),
+)
+
+
+@given(
+    utf8_local_parts, st.sampled_from(["example.net", "bücher.example", "BÜCHER.example", "例え.テスト", "[192.0.2.1]"])
+)
+def test_utf8_addresses(local: str, domain: str) -> None:
+    """What RFC 6531 3.3 derives comes back as it was given, with its domain as A-labels; without SMTPUTF8 it is 553 5.6.7."""
+    mailbox = f"{local}@{domain}"
+    if len(local.encode()) > 64:
+        return
+    path = f"<{mailbox}>".encode()
+    routed = {"bücher.example": "xn--bcher-kva.example", "例え.テスト": "xn--r8jz45g.xn--zckzah"}
+    expected = Address(mailbox, routed.get(domain.lower(), domain))
+    for parse in (parse_forward_path, parse_reverse_path):
+        assert parse(path + b" X", True) == (expected, b" X")
+        if not mailbox.isascii():
+            assert refusal(parse, path) == (553, "5.6.7")
+
+
+@given(
+    st.binary(max_size=60),
+    st.sampled_from([b"<", "<ü".encode(), "<ü@".encode(), "<a@ü.".encode(), "<@ü:a@".encode(), '<"ü'.encode()]),
+)
+def test_octets_with_smtputf8_give_an_address_or_a_refusal(tail: bytes, head: bytes) -> None:
+    """Nothing but `GrammarError` is raised; what is accepted is one line, and its domain can be asked of the DNS."""
+    for text in (head + tail, head + tail + b"@example.net>", head + tail + b">"):
+        for parse in (parse_forward_path, parse_reverse_path):
+            try:
+                address, rest = parse(text, True)
+            except GrammarError:
+                pass
+            else:
+                assert text.endswith(rest)
+                assert len(address.text.splitlines()) <= 1
+                assert not any(character < " " or "\x7f" <= character < "\xa0" for character in address.text)
+                assert (
+                    not address.domain
+                    or is_domain(address.domain.encode())
+                    or is_address_literal(address.domain.encode())
+                )
+
+
+@pytest.mark.parametrize(
+    "mailbox",
+    ["ü@-bücher.example", "ü@bücher-.example", "ü@bü..example", "ü@bü_cher.example", "ü@.bü", "ü@bü.", "ü@bü。", "ü@xn--\u00fc.example",
+     "ü@" + "ü" * 60 + ".example", "ü@\u200d.example", "\u0085@example.net", "\u2028@example.net", "ü" * 33 + "@example.net", "ü ü@example.net",
+     "ü@" + "bü." * 80 + "example"],
+)  # fmt: skip
+def test_utf8_addresses_that_are_none(mailbox: str) -> None:
+    """Near misses: labels that are no U-labels, control characters and separators, limits in octets."""
+    assert refusal(parse_forward_path, f"<{mailbox}>".encode(), True) == (501, "5.1.3")
+
+
+@pytest.mark.parametrize("octets", [b"\xff", b"\xc0\xae", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82"])
+def test_what_is_not_utf8(octets: bytes) -> None:
+    """Latin-1, an overlong form, a surrogate, beyond Unicode, cut off: refused, in either part."""
+    assert refusal(parse_forward_path, b"<" + octets + b"@example.net>", True) == (501, "5.1.3")
+    assert refusal(parse_forward_path, b"<a@" + octets + b".example>", True) == (501, "5.1.3")
+
+
 def test_a_hostile_line_costs_no_time_that_matters() -> None:
     """No pattern backtracks without bound: the longest lines that can almost match are refused at once (the suite's limit of
     minutes is what a runaway pattern would meet)."""
@@ -165,4 +239,5 @@ def test_a_hostile_line_costs_no_time_that_matters() -> None:
         b"<a@" + b"a." * 300 + b"-",
     ):
         refusal(parse_forward_path, text)
+        refusal(parse_forward_path, text.replace(b"a", b"\xc3\xbc"), True)
     refusal(parse_parameters, b" " + b"A-" * 300 + b"=")

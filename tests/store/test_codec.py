@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import msgpack
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from relaycluster.mail.address import NULL, Address
-from relaycluster.mail.envelope import BodyType, Envelope, MessageClass
+from relaycluster.mail.envelope import BodyType, Envelope, MessageClass, Notify, NotifyRequest, Ret
 from relaycluster.mail.item import Item, Notice
 from relaycluster.policy.cluster import Member
 from relaycluster.store.redis import codec
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
+REQUESTS = st.builds(
+    NotifyRequest, st.none() | st.frozensets(st.sampled_from(Notify)), st.just("") | TEXT.map("rfc822;{}".format)
+)
 DOMAIN = st.from_regex(r"[a-z0-9.-]{1,60}", fullmatch=True)
 
 
 @st.composite
 def items(draw: st.DrawFn) -> Item:
     domain = draw(DOMAIN)
+    recipients = draw(st.lists(TEXT, min_size=1, max_size=4))
     return Item(
         id=draw(st.from_regex(r"[0-9A-HJKMNP-TV-Z]{26}(-[1-9])?", fullmatch=True)),
         domain=domain,
         envelope=Envelope(
             draw(st.just(NULL) | st.builds(Address, TEXT, DOMAIN)),
-            tuple(Address(text, domain) for text in draw(st.lists(TEXT, min_size=1, max_size=4))),
+            tuple(Address(text, domain) for text in recipients),
             draw(st.sampled_from(BodyType)),
             draw(st.booleans()),
+            draw(st.none() | st.sampled_from(Ret)),
+            draw(st.just("") | TEXT),
+            draw(st.dictionaries(st.sampled_from(recipients), REQUESTS)),
         ),
         size=draw(st.integers(0, 2**32 - 1)),
         arrived_ms=draw(st.integers(0, 2**50)),
@@ -64,6 +73,29 @@ class CodecTest(SynchronousTestCase):
         )
         self.assertEqual(data[5 : 9 + len(domain)], domain + item.size.to_bytes(4, "big"))
         self.assertEqual(bool(data[1] & 1), item.possible_duplicate)
+
+    def test_a_value_without_wishes_is_what_it_always_was(self) -> None:
+        """Octet by octet what the first release wrote, so that releases can be mixed; also when all wishes were another
+        recipient's."""
+        written = (
+            b"\x01\x00\x00\x01\x0bexample.com\x00\x00\x14\x00\x9a\xba01JD0000000000000000000000\xb2sender@example.net"
+            b"\xabexample.net\x91\xb0rcpt@example.com\x00\xcf\x00\x00\x01\x8b\xcf\xe5h\x00\x00\xa0\x00\xff"
+        )
+        envelope = Envelope(Address("sender@example.net", "example.net"), (Address("rcpt@example.com", "example.com"),))
+        item = Item("01JD0000000000000000000000", "example.com", envelope, 5120, 1_700_000_000_000)
+        self.assertEqual(codec.pack_item(item), written)
+        self.assertEqual(codec.unpack_item(written), item)
+        others = evolve(envelope, requests={"gone@example.com": NotifyRequest(frozenset())})
+        self.assertEqual(codec.pack_item(evolve(item, envelope=others)), written)
+
+    @given(items())
+    def test_what_a_newer_release_adds_is_left_alone(self, item: Item) -> None:
+        """As the first release reads ten values of eleven: without the rest, and without trouble."""
+        data = codec.pack_item(item)
+        at = 9 + data[4]
+        rest = msgpack.unpackb(data[at:])
+        rest = [*rest, *([["", "", [None] * len(item.envelope.recipients)]] if len(rest) == 10 else []), "new"]
+        self.assertEqual(codec.unpack_item(data[:at] + msgpack.packb(rest)), item)
 
     @given(items(), st.integers(0, 255).filter(lambda version: version != codec.VERSION))
     def test_another_version_is_refused(self, item: Item, version: int) -> None:

@@ -1,16 +1,19 @@
 """The Debian programs that tests talk to: looked up by name, skipped by name when they are missing.
 
-`tests/packages.txt` is the one list. `python -m tests.support.programs install` installs what is missing (as root, on a
-system with apt), with no service started. With `CI=true` a missing program is a failure, not a skip.
+`tests/packages.txt` is the one list. A package that brings no program is known by a file, as a pattern that begins with
+a slash. `python -m tests.support.programs install` installs what is missing (as root, on a system with apt), with no
+service started. With `CI=true` a missing program is a failure, not a skip. What comes from npm: `npm.py`.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 PACKAGES = Path(__file__).resolve().parents[1] / "packages.txt"
 # Debian keeps servers where an ordinary user's PATH does not look.
@@ -30,20 +33,32 @@ def packages() -> dict[str, str]:
 def find(name: str) -> str | None:
     """The program's path, or None. Raises KeyError for a program that `packages.txt` does not list."""
     packages()[name]
+    if name.startswith("/"):
+        return min(glob.glob(name), default=None)
     return shutil.which(name, path=SEARCH_PATH)
 
 
 def require(name: str) -> str:
     """The program's path; otherwise the test is skipped, or fails with `CI=true`."""
-    import pytest
-
     path = find(name)
     if path is None:
-        message = f"{name} is missing (Debian package {packages()[name]})"
-        if os.environ.get("CI") == "true":
-            pytest.fail(message)
-        pytest.skip(message)
+        lacking(f"{name} is missing (Debian package {packages()[name]})")
     return path
+
+
+def require_package(package: str) -> None:
+    """All that `packages.txt` expects of a package is there; otherwise as with `require`."""
+    for name in [name for name, brought_by in packages().items() if brought_by == package]:
+        require(name)
+
+
+def lacking(message: str) -> NoReturn:
+    """The test can not be run here: it is skipped, or fails with `CI=true`."""
+    import pytest
+
+    if os.environ.get("CI") == "true":
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 def missing() -> list[str]:

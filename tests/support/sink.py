@@ -51,6 +51,7 @@ class Received:
     reverse_path: str
     recipients: list[str]
     parameters: str  # of MAIL
+    recipient_parameters: list[str]  # of each RCPT
     tls: bool
     problems: list[str]  # what the client did wrong; see sink_server
     size: int

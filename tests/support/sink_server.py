@@ -2,7 +2,7 @@
 
 It writes one line of JSON to the ledger for each message *before* it answers the final dot, misbehaves as its rules
 say, and counts who is connected. It is strict where a relay must be: it notes bare CR or LF, 8-bit content after an
-EHLO that offered no 8BITMIME, pipelining that was not offered, and lines that are too long. Standard library only,
+EHLO that offered no 8BITMIME; pipelining, DSN and SMTPUTF8 that were not offered; and lines that are too long. Standard library only,
 and lean, since 20,000 messages must not take minutes. `sink.py` is what tests talk to.
 """
 
@@ -180,6 +180,7 @@ class Session(asyncio.Protocol):
         self.reverse_path: str | None = None
         self.parameters = ""
         self.recipients: list[str] = []
+        self.recipient_parameters: list[str] = []
 
     # -- the connection
 
@@ -274,6 +275,7 @@ class Session(asyncio.Protocol):
             self.answer("ehlo", [self.endpoint, verb], "\r\n".join(lines))
         elif verb == "MAIL":
             path, _, self.parameters = text[10:].partition(">")
+            self.check(path, self.parameters)
             if self.answer("mail", [path.lstrip("<"), self.endpoint], "250 2.1.0 ok"):
                 self.reverse_path = path.lstrip("<")
                 self.parameters = self.parameters.strip()
@@ -281,10 +283,13 @@ class Session(asyncio.Protocol):
             if self.reverse_path is None:
                 self.out.append(b"503 5.5.1 MAIL first\r\n")
                 return
-            recipient = text[8:].partition(">")[0].lstrip("<")
+            path, _, parameters = text[8:].partition(">")
+            recipient = path.lstrip("<")
+            self.check(path, parameters)
             self.attribute(recipient.rpartition("@")[2].lower())
             if self.answer("rcpt", [recipient, self.endpoint], "250 2.1.5 ok"):
                 self.recipients.append(recipient)
+                self.recipient_parameters.append(parameters.strip())
         elif verb == "DATA":
             if not self.recipients:
                 self.out.append(b"554 5.5.1 no valid recipients\r\n")
@@ -311,6 +316,14 @@ class Session(asyncio.Protocol):
             self.handshake = asyncio.get_running_loop().create_task(self.start_tls(self.sink.tls))
         else:
             self.out.append(b"500 5.5.1 what?\r\n")
+
+    def check(self, path: str, parameters: str) -> None:
+        """Note what was not offered, on MAIL and RCPT."""
+        used = {word.partition("=")[0] for word in parameters.split()}
+        if used & {"RET", "ENVID", "NOTIFY", "ORCPT"} and "DSN" not in self.offered():
+            self.problems.append(f"{parameters!r} though DSN was not offered")
+        if ("SMTPUTF8" in used or not (path + parameters).isascii()) and "SMTPUTF8" not in self.offered():
+            self.problems.append(f"{path + parameters!r} though SMTPUTF8 was not offered")
 
     def offered(self) -> list[str]:
         extensions = self.sink.extensions
@@ -370,6 +383,7 @@ class Session(asyncio.Protocol):
                 "reverse_path": self.reverse_path,
                 "recipients": self.recipients,
                 "parameters": self.parameters,
+                "recipient_parameters": self.recipient_parameters,
                 "tls": self.tls,
                 "problems": self.problems,
             }

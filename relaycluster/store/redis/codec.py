@@ -1,20 +1,24 @@
 """Packed, versioned values: items, spread records, notices, members and contents, as bytes that live in Redis.
 
 An item opens with a head that the scripts read (lua/lib/item.lua): version, flags, holder deaths, class, length of the
-domain, the domain, and the content's size in four octets. Behind it stands everything else as one MessagePack array.
-A version that is not known is refused: a node that is too old must not guess.
+domain, the domain, and the content's size in four octets. Behind it stands everything else as one MessagePack array: ten
+values, and an eleventh with what the sender asked for (DSN) when that is anything. A reader takes the values that it knows, so a release
+that is older than the last of them delivers the mail without it. A version that is not known is refused: a node that is too old
+must not guess.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgpack
 import zstandard
+from attrs import evolve
 
 from relaycluster.interfaces import QueueError
 from relaycluster.mail.address import NULL, Address
-from relaycluster.mail.envelope import BodyType, Envelope, MessageClass
+from relaycluster.mail.envelope import NO_REQUESTS, BodyType, Envelope, MessageClass, Notify, NotifyRequest, Ret
 from relaycluster.mail.item import Item, Notice
 from relaycluster.policy.cluster import Member
 
@@ -24,6 +28,7 @@ DELAY_NOTIFIED = 2
 
 _CLASSES = {message_class.value: message_class for message_class in MessageClass}
 _EIGHT_BIT, _SMTPUTF8 = 1, 2
+_NOTIFY_BITS = {Notify.SUCCESS: 1, Notify.FAILURE: 2, Notify.DELAY: 4}
 
 _pack = msgpack.Packer(use_bin_type=True, autoreset=True).pack
 _compressor = zstandard.ZstdCompressor(level=1)
@@ -50,21 +55,22 @@ def pack_item(item: Item) -> bytes:
     flags = item.possible_duplicate * POSSIBLE_DUPLICATE | item.delay_notified * DELAY_NOTIFIED
     head = bytes((VERSION, flags, item.holder_deaths, item.message_class.value, len(domain)))
     kinds = (envelope.body is BodyType.EIGHT_BIT) * _EIGHT_BIT | envelope.smtputf8 * _SMTPUTF8
-    rest: bytes = _pack(
-        (
-            item.id,
-            envelope.reverse_path.text,
-            envelope.reverse_path.domain,
-            [recipient.text for recipient in envelope.recipients],
-            kinds,
-            item.arrived_ms,
-            item.attempts,
-            item.last_reply,
-            item.chunks,
-            item.home,
-        )
+    rest: tuple[Any, ...] = (
+        item.id,
+        envelope.reverse_path.text,
+        envelope.reverse_path.domain,
+        [recipient.text for recipient in envelope.recipients],
+        kinds,
+        item.arrived_ms,
+        item.attempts,
+        item.last_reply,
+        item.chunks,
+        item.home,
     )
-    return b"%s%s%s%s" % (head, domain, item.size.to_bytes(4, "big"), rest)
+    if envelope.requests or envelope.envelope_id or envelope.ret is not None:
+        rest += _wishes(envelope)
+    packed: bytes = _pack(rest)
+    return b"%s%s%s%s" % (head, domain, item.size.to_bytes(4, "big"), packed)
 
 
 def unpack_item(data: bytes) -> Item:
@@ -78,15 +84,16 @@ def unpack_item(data: bytes) -> Item:
     rest = msgpack.unpackb(data[end + 4 :])
     identifier, sender, sender_domain, recipients, kinds, arrived_ms, attempts, last_reply, chunks, home = rest[:10]
     flags = data[1]
+    envelope = Envelope(
+        reverse_path=Address(sender, sender_domain) if sender else NULL,
+        recipients=tuple([Address(text, domain) for text in recipients]),
+        body=BodyType.EIGHT_BIT if kinds & _EIGHT_BIT else BodyType.SEVEN_BIT,
+        smtputf8=bool(kinds & _SMTPUTF8),
+    )
     return Item(
         id=identifier,
         domain=domain,
-        envelope=Envelope(
-            reverse_path=Address(sender, sender_domain) if sender else NULL,
-            recipients=tuple(Address(text, domain) for text in recipients),
-            body=BodyType.EIGHT_BIT if kinds & _EIGHT_BIT else BodyType.SEVEN_BIT,
-            smtputf8=bool(kinds & _SMTPUTF8),
-        ),
+        envelope=envelope if len(rest) == 10 else _with_wishes(envelope, rest[10]),
         size=int.from_bytes(data[end : end + 4], "big"),
         arrived_ms=arrived_ms,
         message_class=_CLASSES[data[3]],
@@ -97,6 +104,40 @@ def unpack_item(data: bytes) -> Item:
         possible_duplicate=bool(flags & POSSIBLE_DUPLICATE),
         holder_deaths=data[2],
         delay_notified=bool(flags & DELAY_NOTIFIED),
+    )
+
+
+def _wishes(envelope: Envelope) -> tuple[Any, ...]:
+    """The eleventh value: RET, ENVID, and for each recipient, in their order, nothing or [NOTIFY, ORCPT]; no value when it would be
+    empty. NOTIFY is -1 when it was not said."""
+    requests = [envelope.requests.get(recipient.text) for recipient in envelope.recipients]
+    ret = "" if envelope.ret is None else envelope.ret.value
+    if not (ret or envelope.envelope_id or any(requests)):
+        return ()
+    packed = [request and [_notify_bits(request), request.original_recipient] for request in requests]
+    return ([ret, envelope.envelope_id, packed],)
+
+
+def _notify_bits(request: NotifyRequest) -> int:
+    return -1 if request.notify is None else sum(_NOTIFY_BITS[each] for each in request.notify)
+
+
+def _with_wishes(envelope: Envelope, packed: Any) -> Envelope:
+    """The envelope with what `_wishes` wrote. More values than are known here come from a newer release."""
+    ret, envelope_id, requests = packed[:3]
+    return evolve(
+        envelope,
+        ret=Ret(ret) if ret else None,
+        envelope_id=envelope_id,
+        requests={
+            recipient.text: NotifyRequest(
+                None if request[0] < 0 else frozenset(each for each, bit in _NOTIFY_BITS.items() if request[0] & bit),
+                request[1],
+            )
+            for recipient, request in zip(envelope.recipients, requests, strict=True)
+            if request
+        }
+        or NO_REQUESTS,
     )
 
 

@@ -6,11 +6,13 @@ The scripts get the tag as KEYS[1] and the suffixes below as Lua constants (see 
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 
 from relaycluster.mail import queue_id
 
 CLUSTER = b"{rc:cluster}"
+ATTEMPTS = b"{rc:attempts}"
 MEMBERSHIP_CHANNEL = b"rc:cluster"
 WAKE_CHANNEL = b"rc:wake:"  # and the owner's incarnation
 
@@ -37,6 +39,7 @@ SUFFIXES = {
     "BEATS": b":beats",
     "RATE": b":rate",
     "SLOTS": b":slots",
+    "TRIED": b":tried:",  # subject
 }
 
 
@@ -54,6 +57,11 @@ def partition_tag(partition: int) -> bytes:
 def limit_tag(limit: str) -> bytes:
     """The hash tag of a limit."""
     return b"{rc:limit:%s}" % limit.encode().replace(b"}", b"%7D")
+
+
+def subject_digest(subject: str) -> bytes:
+    """A subject of `policy/backoff.py` in a key: short, whatever a client sent as its name, which now and then is a password."""
+    return hashlib.blake2b(subject.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest().encode()
 
 
 def done_slot(identifier: str) -> bytes:

@@ -29,6 +29,9 @@ class RedisThrottle:
         result = self._redis.run(script("take"), keys.limit_tag(limit), interval_ns, burst, wanted, HORIZON_US)
         return result.addCallback(lambda answer: (answer[1:], answer[0]))
 
+    def spend(self, limit: str, interval_ns: int, burst: int, wanted: int) -> Deferred[int]:
+        return self._redis.run(script("spend"), keys.limit_tag(limit), interval_ns, burst, wanted)
+
     def hold(self, limit: str, incarnation: int, wanted: int, maximum: int, snapshot: Snapshot) -> Deferred[int]:
         return self._redis.run(
             script("hold"),

@@ -1,0 +1,105 @@
+"""One inbound connection's TLS without its socket: what arrives goes in and comes out as octets, and back.
+
+Twisted's TLS transport is not used on this side: it hands every write to the reactor's next turn, its small objects weigh more
+than the session itself, and a server that can not touch the layer can not put the last handshake message and the first reply into
+one segment. Whoever has a channel sends nothing past it: `Wire` sees to that.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from OpenSSL import SSL
+
+from relaycluster.mail.session import TLSFacts
+from relaycluster.net import tls
+
+_RECORD_OCTETS: Final = 16384
+"""The longest that a record holds (RFC 8446 5.1)."""
+
+_FED_OCTETS: Final = 8192
+"""So much is fed at once. OpenSSL's buffer never shrinks again: fed whole reads, a session that carried one large message would
+keep as much as three idle ones. Half as much would save 6 KiB more and cost twice the time."""
+
+
+class TLSTrouble(Exception):
+    """TLS can not go on; the text says why, fit for a log. What `outgoing` gives (an alert) should still be sent."""
+
+
+class TLSChannel:
+    """The server's side of one TLS connection.
+
+    `has_begun` tells whether anything came, `is_open` whether the handshake is over; `peer_closed` is true once the client said that it sends no more (close_notify,
+    RFC 8446 6.1).
+    """
+
+    __slots__ = ("_connection", "has_begun", "is_open", "peer_closed")
+
+    def __init__(self, connection: SSL.Connection) -> None:
+        connection.set_accept_state()
+        self._connection = connection
+        self.has_begun = self.is_open = False
+        self.peer_closed = False
+
+    def receive(self, data: bytes) -> bytes:
+        """Octets from the socket; returns what they say, b"" while the handshake lasts. Raises `TLSTrouble`."""
+        if len(data) <= _FED_OCTETS:
+            return self._receive(data)
+        pieces = (data[at : at + _FED_OCTETS] for at in range(0, len(data), _FED_OCTETS))
+        return b"".join([self._receive(piece) for piece in pieces])
+
+    def encrypt(self, data: bytes) -> bytes:
+        """What to write to the socket to say `data`; with whatever waited to be sent in front of it."""
+        connection = self._connection
+        sent = connection.send(data)
+        if sent == len(data) and sent < _RECORD_OCTETS:
+            return connection.bio_read(2 * _RECORD_OCTETS)
+        pieces = [self.outgoing()]
+        while sent < len(data):  # a record at a time
+            sent += connection.send(data[sent : sent + _RECORD_OCTETS])
+            pieces.append(self.outgoing())
+        return b"".join(pieces)
+
+    def outgoing(self) -> bytes:
+        """What waits to be sent: handshake messages, tickets, alerts."""
+        pieces = []
+        try:
+            while True:
+                pieces.append(self._connection.bio_read(2 * _RECORD_OCTETS))
+        except SSL.WantReadError:
+            return b"".join(pieces)
+
+    def close(self) -> bytes:
+        """What to write last: close_notify, so that the client knows that nothing was cut off. After it nothing is encrypted."""
+        if not self.is_open:
+            return b""
+        try:
+            self._connection.shutdown()
+        except SSL.Error:  # broken already
+            return b""
+        return self.outgoing()
+
+    def facts(self) -> TLSFacts:
+        """What was negotiated. Only when it is open."""
+        return tls.facts(self._connection)
+
+    def _receive(self, data: bytes) -> bytes:
+        self.has_begun = True
+        connection = self._connection
+        pieces: list[bytes] = []
+        try:
+            connection.bio_write(data)
+            if not self.is_open:
+                connection.do_handshake()
+                self.is_open = True
+            while True:
+                pieces.append(connection.recv(_RECORD_OCTETS))
+        except SSL.WantReadError:
+            pass
+        except SSL.ZeroReturnError:
+            if not self.is_open:
+                raise TLSTrouble("the client gave up the handshake") from None
+            self.peer_closed = True
+        except SSL.Error as error:
+            raise TLSTrouble(tls.reason(error)) from error
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
