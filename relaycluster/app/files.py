@@ -8,8 +8,10 @@ from typing import Any
 
 from twisted.python.threadpool import ThreadPool
 
+from relaycluster import events
 from relaycluster.config import Config
 from relaycluster.events import EventLog
+from relaycluster.mail.trace import date_time
 from relaycluster.metrics import Metrics
 from relaycluster.net.server_tls import ServerTLS
 from relaycluster.node import named_files
@@ -28,6 +30,7 @@ class Files:
 
     def __init__(self, reactor: Any, config: Config, metrics: Metrics, log: EventLog) -> None:
         self._metrics = metrics
+        self._log = log
         self._is_edge = "edge" in config.node.roles
         self._threads = ThreadPool(minthreads=0, maxthreads=PASSWORD_THREADS, name="passwords")
         self._watch = FileWatch(reactor, metrics, log)
@@ -41,11 +44,11 @@ class Files:
         """Read the files that this configuration names, and watch them from now on. Raises `FileTrouble` or `OSError`; what was read
         before the one that can not be used holds then. A reload therefore tries them all first (`named_files.troubles`)."""
         watch, access = self._watch.watch, config.access
+        if self.tls is not None:
+            watch("certificate", named_files.certificate_paths(config), lambda: self._load_certificates(config))
         watch("dkim", named_files.dkim_paths(config), lambda: self.signer.load(named_files.dkim_keys(config)))
         if not self._is_edge:
             return
-        if self.tls is not None:
-            watch("certificate", named_files.certificate_paths(config), lambda: self._load_certificates(config))
         aliases = [access.aliases_file] if access.aliases_file else []
         watch("aliases", aliases, lambda: self.aliases.load(access.aliases_file))
         if access.users_file:
@@ -72,8 +75,15 @@ class Files:
     def _load_certificates(self, config: Config) -> None:
         default = named_files.default_certificate(config)
         assert default is not None, "a change that begins or ends TLS needs a restart"
-        self._certificates.load(default, named_files.sni_certificates(config))
-        self._metrics.certificates(self._certificates.expiry())
+        # An expired certificate does not take the place of a good one; but a node starts with it rather than not at all.
+        shown, now = self._certificates.expiry(), time.time()
+        has_good = bool(shown) and all(until > now for _, until in shown)
+        self._certificates.load(default, named_files.sni_certificates(config), also_expired=not has_good)
+        shown = self._certificates.expiry()
+        self._metrics.certificates(shown)
+        for name, until in shown:
+            if until <= now:
+                self._log.emit(events.Warning(f"the certificate of {name} expired on {date_time(until)}", "tls"))
 
     def _signed(self, result: SigningResult) -> None:
         self._metrics.dkim_signatures[result].inc()

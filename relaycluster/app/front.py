@@ -49,7 +49,7 @@ class Front:
         self._reactor = reactor
         self._config = config
         self._files = files
-        self._observer = Observer(metrics, log)
+        self._observer = Observer(metrics, log, reactor.seconds)
         self.sessions = InboundSessions(settings_of.session_limits(config))
         self.sessions.on_stress = self._stressed
         self._edge = Edge(

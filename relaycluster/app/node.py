@@ -469,7 +469,9 @@ class Node(Service):
         """SIGHUP: read the configuration again, whole or not at all."""
         try:
             config = self._reload()
-            troubles = settings_of.restart_needed(self._config, config) or named_files.troubles(config, time.time)
+            troubles = settings_of.restart_needed(self._config, config) or named_files.troubles(
+                config, time.time, also_expired=True
+            )
             if troubles:
                 raise ConfigError(troubles)
             self._files.use(config)

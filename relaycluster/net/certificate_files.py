@@ -60,9 +60,9 @@ class Certificate:
         context.use_privatekey(self.key)
 
 
-def read_certificate(files: CertificateFiles, now_epoch_seconds: float) -> Certificate:
-    """Read and check one certificate: complete, of this key, valid now, and for the names for which it is meant. Raises
-    `FileTrouble`."""
+def read_certificate(files: CertificateFiles, now_epoch_seconds: float, *, also_expired: bool = False) -> Certificate:
+    """Read and check one certificate: complete, of this key, valid now (or, with `also_expired`, at some time before), and for the
+    names for which it is meant. Raises `FileTrouble`."""
     path = files.certificate
     blocks = [(line, block) for line, kind, block in _blocks(path) if kind == b"CERTIFICATE"]
     if not blocks:
@@ -72,7 +72,7 @@ def read_certificate(files: CertificateFiles, now_epoch_seconds: float) -> Certi
     key = _read_key(files.key)
     _check_key(files, lines, chain, key)
     _check_chain(path, lines, chain)
-    _check_time(path, lines, chain, now_epoch_seconds)
+    _check_time(path, lines, chain, now_epoch_seconds, also_expired)
     names = _names(chain[0])
     for name in files.names:
         if not _is_named(name.lower().rstrip("."), names):
@@ -158,10 +158,12 @@ def _check_chain(path: str, lines: list[int], chain: tuple[x509.Certificate, ...
             )
 
 
-def _check_time(path: str, lines: list[int], chain: tuple[x509.Certificate, ...], now_epoch_seconds: float) -> None:
+def _check_time(
+    path: str, lines: list[int], chain: tuple[x509.Certificate, ...], now_epoch_seconds: float, also_expired: bool
+) -> None:
     now = datetime.fromtimestamp(now_epoch_seconds, UTC)
     for line, certificate in zip(lines, chain, strict=True):
-        if certificate.not_valid_after_utc < now:
+        if certificate.not_valid_after_utc < now and not also_expired:
             raise FileTrouble(
                 path, line, f"the certificate expired on {certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
             )

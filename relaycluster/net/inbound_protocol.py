@@ -143,10 +143,15 @@ class InboundProtocol(StreamProtocol):
             first_look = min(first_look, limits.stress_seconds)
         self._timer = self._clock.callLater(first_look, self._look_at_time)
         self._observer.connection_opened(self.session)
-        if factory.implicit_tls:
-            self._start_tls()
-        else:
+        if not factory.implicit_tls:
             self._pump()
+            return
+        try:
+            self._start_tls()
+        except Exception:
+            self._report()
+            self._closing = True
+            self._abort_connection()
 
     def _turn_away(self, reason: str, reply: Reply) -> None:
         self._observer.command("CONNECT", reply.code)

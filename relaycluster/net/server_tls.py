@@ -57,13 +57,16 @@ class ServerTLS:
         self._front = self._new_front()
         self._front_until = epoch_seconds() + TICKET_KEY_SECONDS
 
-    def load(self, default: CertificateFiles, sni: Sequence[CertificateFiles] = ()) -> None:
+    def load(
+        self, default: CertificateFiles, sni: Sequence[CertificateFiles] = (), *, also_expired: bool = False
+    ) -> None:
         """Read the files and use them for connections from now on. `default` is shown to clients that name no host, or one that no
         other has; its own `names` are ignored. Where two of `sni` have a name, the first is shown. Raises `FileTrouble`; then
-        nothing has changed."""
+        nothing has changed. With `also_expired` those that have ended are taken too: where there is nothing better, a session that the
+        client may refuse is more than none."""
         now = self._epoch_seconds()
-        first = read_certificate(default, now)
-        others = [(files, read_certificate(files, now)) for files in sni]
+        first = read_certificate(default, now, also_expired=also_expired)
+        others = [(files, read_certificate(files, now, also_expired=also_expired)) for files in sni]
         by_name: dict[str, SSL.Context] = {}
         for files, certificate in others:
             context = _certificate_context(certificate)
@@ -75,6 +78,12 @@ class ServerTLS:
                 certificate.expires_at, expiry.get(certificate.label, certificate.expires_at)
             )
         self._shown = _Shown(_certificate_context(first), by_name, tuple(expiry.items()))
+
+    def require(self, minimum: str) -> None:
+        """Another minimum, "1.2" or "1.3", for connections from now on. A change of it makes the tickets void that are out."""
+        if _MINIMUM[minimum] != self._minimum:
+            self._minimum = _MINIMUM[minimum]
+            self._front = self._new_front()
 
     def expiry(self) -> Sequence[tuple[str, float]]:
         """Of each certificate that was loaded: its first name, and when it or one of its chain ends, in seconds since the epoch."""

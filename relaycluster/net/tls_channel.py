@@ -1,8 +1,8 @@
 """One inbound connection's TLS without its socket: what arrives goes in and comes out as octets, and back.
 
-Twisted's TLS transport is not used on this side: it hands every write to the reactor's next turn, its small objects weigh more
-than the session itself, and a server that can not touch the layer can not put the last handshake message and the first reply into
-one segment. Whoever has a channel sends nothing past it: `Wire` sees to that.
+Twisted's TLS transport is not used on this side: it tells the protocol of the connection before the handshake and not after it, it
+puts every write off to the reactor's next turn, so that the end of the handshake and the greeting leave in two segments, and it costs
+half as much again for each command. Whoever has a channel sends nothing past it: `Wire` sees to that.
 """
 
 from __future__ import annotations

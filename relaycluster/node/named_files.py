@@ -41,17 +41,19 @@ def dkim_paths(config: Config) -> tuple[str, ...]:
     return tuple(dict.fromkeys(key.key_file for key in config.dkim))
 
 
-def troubles(config: Config, epoch_seconds: Callable[[], float]) -> list[str]:
+def troubles(config: Config, epoch_seconds: Callable[[], float], *, also_expired: bool = False) -> list[str]:
     """What is wrong with the files that a right configuration names, "FILE:LINE: what is wrong; the fix" in each line. They are read as
-    a node reads them, and forgotten."""
-    return [str(trouble) for trouble in map(_tried, _readings(config, epoch_seconds)) if trouble is not None]
+    a node reads them, and forgotten. `also_expired` as for `ServerTLS.load`."""
+    return [
+        str(trouble) for trouble in map(_tried, _readings(config, epoch_seconds, also_expired)) if trouble is not None
+    ]
 
 
-def _readings(config: Config, epoch_seconds: Callable[[], float]) -> Iterator[Callable[[], object]]:
+def _readings(config: Config, epoch_seconds: Callable[[], float], also_expired: bool) -> Iterator[Callable[[], object]]:
     default = default_certificate(config)
     if default is not None:
         tls = ServerTLS(config.tls.minimum, epoch_seconds)
-        yield lambda: tls.load(default, sni_certificates(config))
+        yield lambda: tls.load(default, sni_certificates(config), also_expired=also_expired)
     yield lambda: Signer().load(dkim_keys(config))
     if config.access.users_file:
         yield lambda: users_file.read(config.access.users_file)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from twisted.python.failure import Failure
@@ -30,12 +30,21 @@ _LOGINS: Final[Mapping[LoginResult, AuthResult]] = {
     LoginResult.UNAVAILABLE: "unavailable",
 }
 _HANDSHAKES: Final = frozenset({"tls", "tls_timeout"})
+_BEFORE_ANY_COMMAND: Final = (
+    frozenset({"draining", "connections", "connections_per_client", "connection_rate"})
+    | _HANDSHAKES
+    | _PROXY_TROUBLE.keys()
+)
+MOST_TOLD_A_SECOND: Final = 20
+"""So many connections that were refused before they said anything have a line of their own: a flood of them is no flood of the log."""
 
 
 class Observer:
-    """See `net.inbound_observer.InboundObserver` and `node.login.LoginObserver`."""
+    """See `net.inbound_observer.InboundObserver` and `node.login.LoginObserver`. `seconds` is a clock that never goes back."""
 
-    def __init__(self, metrics: Metrics, log: EventLog) -> None:
+    def __init__(self, metrics: Metrics, log: EventLog, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+        self._second = self._told = self._untold = 0
         self._metrics = metrics
         self._log = log
         self.command = metrics.smtp_command
@@ -82,15 +91,31 @@ class Observer:
 
     def rejected(self, session: Session, reason: str, reply: Reply) -> None:
         """Something was refused."""
+        if reason not in _PROXY_TROUBLE:
+            if reason in _HANDSHAKES:
+                self._metrics.smtp_tls_failures.inc()
+            else:
+                self._metrics.smtp_reject(reply)
+        if reason in _BEFORE_ANY_COMMAND and not self._may_tell():
+            return
         if reason in _PROXY_TROUBLE:
             self._log.emit(events.ProxyRefused(session.listener, _peer(session), _PROXY_TROUBLE[reason]))
             return
-        if reason in _HANDSHAKES:
-            self._metrics.smtp_tls_failures.inc()
-        else:
-            self._metrics.smtp_reject(reply)
         if reason != "auth":  # `login` has told it, with the name
             self._refused(session, reason, reply)
+
+    def _may_tell(self) -> bool:
+        second = int(self._seconds())
+        if second != self._second:
+            if self._untold:
+                text = f"{self._untold} more connections were refused before they said anything; the metrics have counted them"
+                self._log.emit(events.Warning(text, "listener"))
+            self._second, self._told, self._untold = second, 0, 0
+        self._told += 1
+        if self._told > MOST_TOLD_A_SECOND:
+            self._untold += 1
+            return False
+        return True
 
     def login(self, session: Session, login: Login, result: LoginResult, seconds: float) -> None:
         """A login was answered."""

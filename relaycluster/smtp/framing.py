@@ -81,6 +81,7 @@ class CommandFramer:
         while True:
             buffer, start = self._buffer, self._position
             if start == len(buffer):
+                self._buffer, self._position = b"", 0  # an idle session holds no buffer
                 return None
             end = buffer.find(CRLF, start)
             if end < 0:

@@ -173,3 +173,46 @@ def test_limits_that_are_replaced() -> None:
     _, peer = house.connect("192.0.2.3")
     assert codes(peer.take()) == ["421 4.3.2"]
     assert house.sessions.connections == 2
+
+
+def test_chunks_have_the_measure_of_content() -> None:
+    """A BDAT whose octets come too slowly is cut as a DATA is; between two chunks it is a command that we wait for."""
+    house = House()
+    slow, slow_peer = house.client()
+    slow.dataReceived(TRANSACTION.replace(b"DATA\r\n", b"") + b"BDAT 100000\r\n")
+    slow_peer.clear()
+    for _ in range(59):
+        house.clock.advance(1)
+        slow.dataReceived(b"x")
+    assert slow_peer.value() == b""
+    for _ in range(10):
+        house.clock.advance(1)
+        slow.dataReceived(b"x")
+    assert codes(slow_peer.take()) == ["421 4.4.2"]
+    assert ("rejected", "data_rate", 421) in house.observer.heard
+    idle, idle_peer = house.client()
+    idle.dataReceived(TRANSACTION.replace(b"DATA\r\n", b"") + b"BDAT 2\r\n\r\n")
+    idle_peer.clear()
+    house.clock.advance(99)
+    assert idle_peer.value() == b""
+    house.clock.advance(1)
+    assert codes(idle_peer.take()) == ["421 4.4.2"]
+
+
+def test_the_octets_of_a_refused_chunk_are_nobodys_content() -> None:
+    """They are swallowed, but not for ever: the time for the next command runs meanwhile, however they drip."""
+    house = House()
+    protocol, peer = house.client()
+    protocol.dataReceived(b"NOOP\r\n")
+    peer.clear()
+    house.clock.advance(90)
+    protocol.dataReceived(b"BDAT 1000000\r\n")
+    for _ in range(9):
+        house.clock.advance(1)
+        protocol.dataReceived(b"x")
+    assert not peer.disconnecting
+    for _ in range(120):
+        house.clock.advance(1)
+        protocol.dataReceived(b"x")
+    assert peer.disconnecting
+    assert ("rejected", "command_timeout", 421) in house.observer.heard

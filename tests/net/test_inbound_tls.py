@@ -279,6 +279,18 @@ def test_draining_under_tls(tls: ServerTLS) -> None:
     assert shaking.peer.disconnecting
 
 
+def test_draining_before_the_greeting_under_implicit_tls(tls: ServerTLS) -> None:
+    """The node is not asked and nothing is said before the handshake is over; then the client hears why it can not stay."""
+    house = house_of(tls, implicit=True)
+    client = Client(house)
+    house.sessions.drain()
+    assert client.peer.value() == b""
+    assert house.intake.asked == []
+    assert b"421 4.3.2 " in client.shake_hands()
+    assert client.peer.disconnecting
+    assert [heard for heard in house.observer.heard if heard[0] == "failed"] == []
+
+
 def test_abandoning_a_handshake(tls: ServerTLS) -> None:
     """The drain's deadline passed: it is cut."""
     house = house_of(tls)
@@ -338,6 +350,23 @@ def test_tls_without_certificates() -> None:
                 mode="mx",
                 implicit_tls=implicit,
             )
+
+
+def test_certificates_that_were_never_loaded() -> None:
+    """A fault of ours: reported; under implicit TLS the connection is cut, behind STARTTLS it ends with 421."""
+    for implicit in (True, False):
+        house = house_of(ServerTLS("1.2", lambda: NOW), implicit)
+        client = Client(house)
+        if implicit:
+            assert client.peer.aborted
+        else:
+            client.write(b"EHLO client.example\r\nSTARTTLS\r\n")
+            assert codes(client.peer.take())[-1] == "421 4.3.0"
+            assert client.peer.disconnecting
+        assert ("failed", "no certificate was loaded") in house.observer.heard
+        lose(client.protocol)
+        assert house.clock.getDelayedCalls() == []
+        assert len(house.sessions) == 0
 
 
 def test_nothing_goes_past_tls(tls: ServerTLS, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,23 @@ def test_versions(shelf: Shelf) -> None:
         opened(shelf.tls, MemoryClient(old))
 
 
+def test_another_minimum(ready: Shelf) -> None:
+    """Holds from the next connection on; the same again keeps the tickets."""
+    old = client_context(None, ssl.TLSVersion.TLSv1_2)
+    open_client = MemoryClient(old)
+    channel = opened(ready.tls, open_client)
+    ready.tls.require("1.2")
+    again = MemoryClient(old, None, open_client.tls.session)
+    opened(ready.tls, again)
+    assert again.tls.session_reused
+    ready.tls.require("1.3")
+    assert open_client.feed(channel.encrypt(b"still here")) == b"still here"
+    with pytest.raises(TLSTrouble):
+        opened(ready.tls, MemoryClient(old, None, again.tls.session))
+    ready.tls.require("1.2")
+    opened(ready.tls, MemoryClient(old))
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_name_that_is_asked_for(shelf: Shelf, version: ssl.TLSVersion) -> None:
     """Exact names before wildcards, wildcards for one label only, names from the certificate or from the settings, case and the
@@ -330,6 +347,17 @@ def test_trouble_with_files(ready: Shelf, story: str, place: str) -> None:
     assert str(trouble).startswith(f"{trouble.path}:{line}: " if line else f"{trouble.path}: ")
     assert ready.tls.expiry() == before
     assert ready.shown(None) == {"mx.example.org"}
+
+
+def test_an_expired_certificate_is_better_than_none(ready: Shelf) -> None:
+    """Where the caller says so, it is shown; who only wants good ones is refused as before."""
+    files = ready.put(ROOT.issue("old.example.org", ends=timedelta(hours=-1)))
+    ready.tls.load(files, also_expired=True)
+    ((name, until),) = ready.tls.expiry()
+    assert name == "old.example.org"
+    assert until < NOW
+    with pytest.raises(FileTrouble, match="expired on"):
+        ready.tls.load(files)
 
 
 def test_a_file_that_is_not_there(ready: Shelf) -> None:

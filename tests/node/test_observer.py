@@ -16,7 +16,7 @@ from relaycluster.mail.session import Session, TLSFacts
 from relaycluster.metrics import Metrics
 from relaycluster.net.inbound_observer import InboundObserver
 from relaycluster.node.login import LoginObserver, LoginResult
-from relaycluster.node.observer import Observer
+from relaycluster.node.observer import MOST_TOLD_A_SECOND, Observer
 
 PLAIN = Session("s1", "0.0.0.0:587", "submission", "192.0.2.7", 4025, "192.0.2.1", 587, "client.test")
 SECURE = evolve(
@@ -31,7 +31,8 @@ class World:
     def __init__(self) -> None:
         self.metrics = Metrics(CollectorRegistry(), version="1", listeners=["0.0.0.0:587"])
         self.written: list[bytes] = []
-        self.observer = Observer(self.metrics, EventLog(self.written.append, lambda: 0.0))
+        self.now = 0.0
+        self.observer = Observer(self.metrics, EventLog(self.written.append, lambda: 0.0), lambda: self.now)
 
     def told(self) -> dict[str, Any]:
         (line,) = self.written
@@ -50,6 +51,20 @@ def test_it_is_what_sessions_and_logins_tell(world: World) -> None:
     sessions: InboundObserver = world.observer
     logins: LoginObserver = world.observer
     assert sessions is logins
+
+
+def test_a_flood_of_connections_is_no_flood_of_the_log(world: World) -> None:
+    """All are counted; some have their line, the others one line together, a second later."""
+    busy = Reply.of(421, "4.3.2", "Too many connections")
+    for _ in range(1000):
+        world.observer.rejected(SECURE, "connections", busy)
+    assert len(world.written) == MOST_TOLD_A_SECOND
+    world.observer.rejected(SECURE, "recipient", REFUSED)
+    assert len(world.written) == MOST_TOLD_A_SECOND + 1, "what a client said is always told"
+    world.now = 1.0
+    world.observer.rejected(SECURE, "proxy_untrusted", busy)
+    assert f"{1000 - MOST_TOLD_A_SECOND} more connections" in world.written[-2].decode()
+    assert json.loads(world.written[-1])["event"] == "proxy_refused"
 
 
 def test_a_session_is_one_line(world: World) -> None:
