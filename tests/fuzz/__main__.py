@@ -93,7 +93,12 @@ def fuzz(target: str, arguments: Sequence[str]) -> None:
     ):
         from tests.fuzz.targets import TARGETS
 
-    atheris.Setup(["fuzz", *arguments], TARGETS[target])
+    # Where libFuzzer starts itself again (to minimise), it does so by its first word.
+    again = WORK / target / "again"
+    again.parent.mkdir(parents=True, exist_ok=True)
+    again.write_text(f'#!/bin/sh\nexec {sys.executable} -m tests.fuzz --inside {target} "$@"\n')
+    again.chmod(0o755)
+    atheris.Setup([str(again), *arguments], TARGETS[target])
     atheris.Fuzz()
 
 
@@ -155,7 +160,7 @@ def keep(target: str) -> str:
             *(merged, known, str(directory / "corpus")),
         ]
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, errors="replace", check=False)
-        if done.returncode:
+        if done.returncode or not any(Path(merged).iterdir()):
             return f"{target}: not minimised\n{done.stderr[-2000:]}"
         count = corpus.write(target, (path.read_bytes() for path in Path(merged).iterdir()))
     shutil.rmtree(directory / "corpus")
