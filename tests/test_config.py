@@ -530,6 +530,19 @@ def test_passwords_in_clear_are_warned_of_where_others_listen(tmp_path: Path) ->
     assert line.startswith("listener[0].auth_without_tls: passwords cross the network in clear; ")
 
 
+def test_balancers_among_the_clients(tmp_path: Path) -> None:
+    """Whoever comes through a balancer that is in an allowed network might be anybody: it is said, on listeners for submission."""
+    text = (
+        '[node]\nhostname = "a.test"\n[access]\nnetworks = ["10.0.0.0/24"]\nrelay_domains = ["b.test"]\n[[listener]]\naddress = '
+        '"192.0.2.1:2525"\nproxy_protocol_from = '
+    )
+    assert warnings(read(tmp_path, text + '["10.0.1.1/32", "2001:db8::/64"]')) == []
+    assert warnings(read(tmp_path, text + '["10.0.0.1/32"]\nmode = "mx"')) == []
+    single, network = warnings(read(tmp_path, text + '["10.0.0.1/32", "10.0.0.0/16"]'))
+    assert single.startswith("listener[0].proxy_protocol_from: 10.0.0.1/32 lies in 10.0.0.0/24 of access.networks; ")
+    assert network.startswith("listener[0].proxy_protocol_from: 10.0.0.0/16 overlaps 10.0.0.0/24 of access.networks; ")
+
+
 def test_the_edge(tmp_path: Path) -> None:
     """TLS, PROXY, limits and keys arrive as the program holds them; every path is relative to the file."""
     for name in ("chain", "key", "dkim.pem", "aliases", "users"):

@@ -319,6 +319,7 @@ class Node(Service):
             self._settlement,
             metrics,
             log,
+            sign_anew=lambda content: self._files.signer.sign_anew(content, time.time()),
         )
         self._janitor = Janitor(reactor, self._queue, partitions, self._delivery, self._settlement, pool, metrics, log)
 

@@ -99,7 +99,8 @@ def retry(config: Config) -> RetrySettings:
 def access(config: Config) -> Access:
     """Who may relay, by the name of the listener."""
     networks = {str(listener.address): config.access.networks_for(listener) for listener in config.listener}
-    return Access.of(networks, config.access.relay_domains)
+    proxies = {str(listener.address): listener.proxy_protocol_from for listener in config.listener}
+    return Access.of(networks, config.access.relay_domains, proxies)
 
 
 def edge_settings(config: Config) -> EdgeSettings:

@@ -59,6 +59,9 @@ def warnings(config: Config) -> list[str]:
         found.append(("redis.durability", "messages that were answered 250 are lost when Redis stops; for tests only"))
     for number, listener in enumerate(config.listener):
         found.extend((f"listener[{number}].{key}", text) for key, text in _warnings_of(listener))
+        found.extend(
+            (f"listener[{number}].proxy_protocol_from", text) for text in _proxies_among_clients(config, listener)
+        )
     if config.access.users_file and config.listener and not any(map(_offers_auth, config.listener)):
         text = 'nobody can use it: no listener of mode "submission" has TLS; set its tls to "starttls" or "implicit"'
         found.append(("access.users_file", text))
@@ -87,6 +90,19 @@ def _warnings_of(listener: Listener) -> Iterator[tuple[str, str]]:
         yield "tls", 'clients of port 465 speak TLS from the first octet (RFC 8314 3.3); write "implicit"'
     if port in _IN_CLEAR_PORTS and listener.tls == "implicit":
         yield "tls", f'clients of port {port} begin in clear (RFC 8314 3.3); write "starttls", or use port 465'
+
+
+def _proxies_among_clients(config: Config, listener: Listener) -> Iterator[str]:
+    """The whole world comes from a balancer's address where no header tells it apart."""
+    if listener.mode == "mx":
+        return
+    for proxy in listener.proxy_protocol_from:
+        for network in config.access.networks or ():
+            if proxy.version == network.version and proxy.overlaps(network):
+                if proxy.num_addresses == 1:
+                    yield f"{proxy} lies in {network} of access.networks; as a balancer it may not relay without AUTH"
+                else:
+                    yield f"{proxy} overlaps {network} of access.networks; name each balancer, so that none may relay"
 
 
 def _offers_auth(listener: Listener) -> bool:

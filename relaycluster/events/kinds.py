@@ -149,7 +149,7 @@ class SessionClosed(Event):
     messages: int = _field("messages that were queued", 0)
     refused: int = _field("commands that were refused", 0)
     seconds: float = _field("how long it lasted", 0.0)
-    why: str = _nothing("how it ended: `quit`, `lost`, `timeout`, or the reply that ended it")
+    why: str = _nothing("how it ended: `quit`, `lost`, `timeout`, `tls`, or the reply that ended it")
     via: str = _nothing("the balancer whose PROXY header told who the client is")
 
 

@@ -22,6 +22,8 @@ _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep",
 
 _WIDTH: Final = 78  # RFC 5322 2.1.1
 
+_hops = re.compile(rb"^received[ \t]*+:", re.IGNORECASE | re.MULTILINE).findall  # white space: RFC 5322 4.5
+
 # What may stand as Extended-Domain (RFC 5321 4.1.2): a domain, with the underscores that exist, or an address literal.
 _is_domain = re.compile(r"(?:[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,253}[A-Za-z0-9_])?|\[[A-Za-z0-9.:-]{1,60}\])\Z").match
 _unprintable = re.compile(r"[^!-'*-\[\]-~]").sub  # also parentheses, backslash and space: the text goes into a comment
@@ -136,8 +138,7 @@ def header_end(content: bytes) -> int:
 
 def hop_count(header: bytes) -> int:
     """How many `Received:` fields a header block has."""
-    lower = header.lower()
-    return lower.count(b"\nreceived:") + lower.startswith(b"received:")
+    return len(_hops(header))
 
 
 def is_looping(header: bytes) -> bool:

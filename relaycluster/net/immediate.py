@@ -7,7 +7,7 @@ buffered, so octets never overtake each other; every other transport (TLS, tests
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import ITransport
@@ -17,17 +17,17 @@ _PLAIN: Final = (tcp.Server, tcp.Client)
 
 def write_now(transport: ITransport, data: bytes) -> None:
     """Write `data`, immediately if that is possible. A lost connection is reported by the reactor, as after `write`."""
+    plain: Any = transport  # if it is one
     if (
-        isinstance(transport, _PLAIN)
-        and type(transport) in _PLAIN
-        and transport.connected
-        and not transport.TLS
-        and not transport.dataBuffer
-        and not transport._tempDataBuffer
-        and not transport._writeDisconnecting
+        type(transport) in _PLAIN
+        and plain.connected
+        and not plain.TLS
+        and not plain.dataBuffer
+        and not plain._tempDataBuffer
+        and not plain._writeDisconnecting
     ):
         try:
-            sent = transport.socket.send(data)
+            sent = plain.socket.send(data)
         except OSError:  # full, or lost: the reactor finds out which when it writes
             sent = 0
         if sent == len(data):

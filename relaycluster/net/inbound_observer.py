@@ -20,16 +20,19 @@ class InboundObserver(Protocol):
     def connection_opened(self, session: Session) -> None:
         """A client connected and was counted in."""
 
-    def connection_closed(self, session: Session, seconds: float, messages: int) -> None:
-        """It is gone, after so long and so many messages with a positive reply."""
+    def connection_closed(self, session: Session, seconds: float, messages: int, refused: int, why: str) -> None:
+        """It is gone, after so long, so many messages with a positive reply and so many refused commands. `why`: `quit`, `lost`,
+        `timeout`, `tls`, or the reply that ended it."""
 
     def command(self, verb: str, code: int) -> None:
         """A reply was given. `verb` is a command's name, or OTHER, NOT IMPLEMENTED, FOREIGN, CONNECT, DOT, FAREWELL."""
 
-    def message(self, session: Session, reply: Reply, size: int, seconds: float) -> None:
+    def message(self, session: Session, reply: Reply, size: int, seconds: float, reverse_path: str) -> None:
         """A whole message of `size` octets was answered, `seconds` after its final dot."""
 
-    def rejected(self, session: Session, reason: str, reply: Reply) -> None:
+    def rejected(
+        self, session: Session, reason: str, reply: Reply, reverse_path: str = "", forward_path: str = ""
+    ) -> None:
         """Something was refused. `reason`: draining, connections, connections_per_client, connection_rate, connect, auth, mail,
         recipient, data, content, command_timeout, data_timeout, transaction_time, data_rate, internal; and, where the client could
         not be told `reply` any more: tls, tls_timeout, proxy_untrusted, proxy_malformed, proxy_timeout."""
@@ -49,16 +52,18 @@ class SilentObserver:
     def connection_opened(self, session: Session) -> None:
         """Nothing."""
 
-    def connection_closed(self, session: Session, seconds: float, messages: int) -> None:
+    def connection_closed(self, session: Session, seconds: float, messages: int, refused: int, why: str) -> None:
         """Nothing."""
 
     def command(self, verb: str, code: int) -> None:
         """Nothing."""
 
-    def message(self, session: Session, reply: Reply, size: int, seconds: float) -> None:
+    def message(self, session: Session, reply: Reply, size: int, seconds: float, reverse_path: str) -> None:
         """Nothing."""
 
-    def rejected(self, session: Session, reason: str, reply: Reply) -> None:
+    def rejected(
+        self, session: Session, reason: str, reply: Reply, reverse_path: str = "", forward_path: str = ""
+    ) -> None:
         """Nothing."""
 
     def proxied(self, result: ProxyResult) -> None:

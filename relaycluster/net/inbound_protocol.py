@@ -7,9 +7,9 @@ the observer, never silence.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, assert_never
+from typing import TYPE_CHECKING, Any, Final
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import (
@@ -23,7 +23,6 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from relaycluster.interfaces import Answer, IContentSink, Login
-from relaycluster.mail.envelope import Envelope
 from relaycluster.mail.reply import Reply
 from relaycluster.mail.session import Session, TLSFacts
 from relaycluster.net.inbound_sessions import DRAINING
@@ -33,6 +32,7 @@ from relaycluster.net.tls_channel import TLSTrouble
 from relaycluster.net.wire import Wire
 from relaycluster.smtp.server import ServerConversation
 from relaycluster.smtp.server_events import (
+    NEED_DATA,
     PAUSED,
     Aborted,
     AuthAsked,
@@ -47,7 +47,6 @@ from relaycluster.smtp.server_events import (
     MailAsked,
     RecipientAsked,
     StartTLS,
-    Wait,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +54,8 @@ if TYPE_CHECKING:
 
 _LOCAL_ERROR: Final = Reply.of(451, "4.3.0", "Local error in processing, try again later")
 _AUTH_ERROR: Final = Reply.of(454, "4.7.0", "Temporary authentication failure, try again later")  # RFC 4954 6
+STRESS_FRUITLESS_COMMANDS: Final = 10
+"""Under stress, so many commands without a message are answered."""
 _BACKLOG_OCTETS: Final = 65536  # so much may wait behind an open question before we stop reading
 
 # Why reading is paused: one bit each.
@@ -115,6 +116,8 @@ class InboundProtocol(StreamProtocol):
         self._paused = 0
         self._timer: IDelayedCall | None = None
         self._messages = 0
+        self._why = ""  # how it ended
+        self._paths = ("", "")  # the reverse-path and forward-path that the last question was about
         self._half_closed = False
         self._content_number = 0  # tells a late call of an old sink's `throttle` from the present one's
 
@@ -140,6 +143,7 @@ class InboundProtocol(StreamProtocol):
         first_look = limits.shortest_seconds
         if sessions.is_stressed:
             self._conversation.errors_limit = min(self._conversation.errors_limit, limits.stress_errors)
+            self._conversation.fruitless_limit = STRESS_FRUITLESS_COMMANDS
             first_look = min(first_look, limits.stress_seconds)
         self._timer = self._clock.callLater(first_look, self._look_at_time)
         self._observer.connection_opened(self.session)
@@ -199,7 +203,9 @@ class InboundProtocol(StreamProtocol):
         self._sessions.disconnected(self._client)
         if not self._finishing:
             self._sessions.over(self)
-        self._observer.connection_closed(self.session, self._clock.seconds() - self._times.opened_at, self._messages)
+        seconds = self._clock.seconds() - self._times.opened_at
+        refused, why = self._conversation.refusals, self._why or "lost"
+        self._observer.connection_closed(self.session, seconds, self._messages, refused, why)
 
     def readConnectionLost(self) -> None:
         """The client will send no more, but may still read: a message that is complete gets its reply."""
@@ -244,10 +250,14 @@ class InboundProtocol(StreamProtocol):
             self._close()
             return
         if wire.is_shaking_hands:
+            leaves_only_tickets = False
             if channel.is_open:
-                self._secured(channel.facts())
-            if not self._closing:
-                wire.flush()  # what did not go out with a reply
+                facts = channel.facts()
+                self._secured(facts)
+                # Those of TLS 1.3 are of no use to this connection: they go out with what is said next, or with close_notify.
+                leaves_only_tickets = facts.version == "TLSv1.3"
+            if not leaves_only_tickets and not self._closing:
+                wire.flush()
         if data:
             self._received(data)
         if channel.peer_closed:
@@ -263,6 +273,7 @@ class InboundProtocol(StreamProtocol):
         self._pump()
 
     def _tls_refused(self, why: str) -> None:
+        self._why = "tls"
         what = "TLS handshake failed" if self._wire.is_shaking_hands else "TLS failed"
         self._observer.rejected(self.session, "tls", Reply.of(454, "4.7.0", f"{what}: {why}"))
 
@@ -275,22 +286,24 @@ class InboundProtocol(StreamProtocol):
             return
         self._pumping = True
         conversation = self._conversation
+        next_event, serve = conversation.next_event, SERVED
         try:
             while True:
-                event = conversation.next_event()
-                if isinstance(event, Wait):
+                event = next_event()
+                if event is NEED_DATA or event is PAUSED:
                     break
-                self._serve(event)
+                serve[type(event)](self, event)
                 if wire.is_shaking_hands:
+                    self._resume(_BACKLOG)  # what waited behind STARTTLS in the clear is thrown away
                     return
-            self._asking = event is PAUSED
-            if self._asking:
+            asking = self._asking = event is PAUSED
+            if asking:
                 if conversation.pending > _BACKLOG_OCTETS:
                     self._pause(_BACKLOG)
             elif self._paused & _BACKLOG:
                 self._resume(_BACKLOG)
             self._flush()
-            if self._half_closed and not self._asking:
+            if self._half_closed and not asking:
                 self._close()
         except Exception:
             self._report()
@@ -298,38 +311,42 @@ class InboundProtocol(StreamProtocol):
         finally:
             self._pumping = False
 
-    def _serve(self, event: Event) -> None:
-        if isinstance(event, Content):
-            self._take_content(event.data)
-        elif isinstance(event, RecipientAsked):
-            self._ask("recipient", self._intake.recipient, self.session, event.reverse_path, event.forward_path)
-        elif isinstance(event, MailAsked):
-            self._times.mail_at = self._times.heard_at
-            self._ask("mail", self._intake.mail, self.session, event.reverse_path, event.size)
-        elif isinstance(event, DataAsked):
-            self._begin_content(event.envelope)
-        elif isinstance(event, ContentEnd):
-            self._end_content(event.size)
-        elif isinstance(event, Hello):
-            session = self.session
-            if event.name != session.helo or event.esmtp != session.esmtp:
-                self.session = _changed(session, event.name, event.esmtp, session.tls, session.user)
-        elif isinstance(event, ConnectAsked):
-            self._ask("connect", self._intake.connect, self.session)
-        elif isinstance(event, CloseAfterSend):
-            self._flush()
-            self._close()
-        elif isinstance(event, StartTLS):
-            self._flush()  # the 220, the last octets in clear
-            self._start_tls()
-        elif isinstance(event, AuthAsked):
-            self._authenticate(Login(event.mechanism, event.user, event.password, event.authorization))
-        elif isinstance(event, Aborted):
-            self._abort_sink()
-        elif isinstance(event, ContentRefused):
-            self._observer.rejected(self.session, "content", event.reply)
-        else:
-            assert_never(event)
+    # One for each kind of event: see SERVED.
+
+    def _connect_asked(self, event: ConnectAsked) -> None:
+        self._ask("connect", self._intake.connect, self.session)
+
+    def _hello(self, event: Hello) -> None:
+        session = self.session
+        if event.name != session.helo or event.esmtp != session.esmtp:
+            self.session = _changed(session, event.name, event.esmtp, session.tls, session.user)
+
+    def _tls_asked(self, event: StartTLS) -> None:
+        self._flush()  # the 220, the last octets in clear
+        self._start_tls()
+
+    def _auth_asked(self, event: AuthAsked) -> None:
+        self._paths = ("", "")
+        self._authenticate(Login(event.mechanism, event.user, event.password, event.authorization))
+
+    def _mail_asked(self, event: MailAsked) -> None:
+        self._times.mail_at = self._times.heard_at
+        self._paths = (event.reverse_path.text, "")
+        self._ask("mail", self._intake.mail, self.session, event.reverse_path, event.size)
+
+    def _recipient_asked(self, event: RecipientAsked) -> None:
+        self._paths = (event.reverse_path.text, event.forward_path.text)
+        self._ask("recipient", self._intake.recipient, self.session, event.reverse_path, event.forward_path)
+
+    def _content_refused(self, event: ContentRefused) -> None:
+        self._observer.rejected(self.session, "content", event.reply, self._paths[0])
+
+    def _content_aborted(self, event: Aborted) -> None:
+        self._abort_sink()
+
+    def _parted(self, event: CloseAfterSend) -> None:
+        self._why = self._why or ("quit" if event.reply.code == 221 else str(event.reply))
+        self._close()
 
     # --- questions to the intake, whose answers may come later
 
@@ -351,7 +368,7 @@ class InboundProtocol(StreamProtocol):
         if reply is None or reply.is_positive:
             self._conversation.accept(reply)
         else:
-            self._observer.rejected(self.session, reason, reply)
+            self._observer.rejected(self.session, reason, reply, *self._paths)
             self._conversation.reject(reply)
 
     def _answer_late(self, reply: Reply | None, reason: str) -> None:
@@ -391,7 +408,9 @@ class InboundProtocol(StreamProtocol):
 
     # --- content
 
-    def _begin_content(self, envelope: Envelope) -> None:
+    def _begin_content(self, event: DataAsked) -> None:
+        envelope = event.envelope
+        self._paths = (envelope.reverse_path.text, "")
         throttle = partial(self._throttle, self._content_number)
         reason = "data"
         try:
@@ -401,25 +420,26 @@ class InboundProtocol(StreamProtocol):
             answer, reason = _LOCAL_ERROR, "internal"
         if isinstance(answer, Reply):
             self._forget_throttle()
-            self._observer.rejected(self.session, reason, answer)
+            self._observer.rejected(self.session, reason, answer, self._paths[0])
             self._conversation.reject(answer)
             return
         self._sink = answer
         self._times.content_begins()
         self._conversation.accept()
 
-    def _take_content(self, data: bytes) -> None:
+    def _take_content(self, event: Content) -> None:
         sink = self._sink
         if sink is None:  # it failed at an earlier piece of the same chunk
             return
         try:
-            sink.write(data)
+            sink.write(event.data)
         except Exception:
             self._report()
             self._abort_sink()
             self._conversation.refuse_content(_LOCAL_ERROR)
 
-    def _end_content(self, size: int) -> None:
+    def _end_content(self, event: ContentEnd) -> None:
+        size = event.size
         sink, self._sink = self._sink, None
         assert sink is not None
         self._forget_throttle()
@@ -456,7 +476,7 @@ class InboundProtocol(StreamProtocol):
         # Behind the answer: a message that is queued gets its 250 even when the observer breaks.
         times = self._times
         times.heard_at = self._clock.seconds()
-        self._observer.message(self.session, reply, size, times.heard_at - times.dot_at)
+        self._observer.message(self.session, reply, size, times.heard_at - times.dot_at, self._paths[0])
         self._pump()
 
     def _abort_sink(self) -> None:
@@ -478,16 +498,17 @@ class InboundProtocol(StreamProtocol):
             self._wire.send(data)
 
     def _close(self) -> None:
-        """Close when everything is written, and soon in any case."""
+        """Say what is to be said, close when everything is written, and soon in any case."""
         if self._closing:
             return
         self._closing = True
+        last = b"" if self._wire.is_shaking_hands else self._conversation.data_to_send()
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._clock.callLater(self._limits.close_timeout_seconds, self._look_at_time)
         if self._admitted:
             self.transport.unregisterProducer()
-        self._wire.close()
+        self._wire.close(last)
 
     def _abort_connection(self) -> None:
         if not self._lost:
@@ -505,7 +526,6 @@ class InboundProtocol(StreamProtocol):
         if self._closing:
             return
         self._conversation.close(Reply.of(421, "4.3.0", f"{self._hostname} Local error in processing, try again later"))
-        self._flush()
         self._close()
 
     # --- back-pressure
@@ -575,6 +595,7 @@ class InboundProtocol(StreamProtocol):
             self._timer = self._clock.callLater(min(max(left, 0.001), longest), self._look_at_time)
             return
         reply = Reply.of(421, "4.4.2", f"{self._hostname} {text}")
+        self._why = "timeout"
         self._observer.rejected(self.session, reason, reply)
         if shakes_hands:  # there is no way to say so
             self._closing = True
@@ -582,3 +603,20 @@ class InboundProtocol(StreamProtocol):
             return
         self._conversation.close(reply)
         self._pump()
+
+
+SERVED: Final[Mapping[type[Event], Callable[[InboundProtocol, Any], None]]] = {
+    ConnectAsked: InboundProtocol._connect_asked,
+    Hello: InboundProtocol._hello,
+    StartTLS: InboundProtocol._tls_asked,
+    AuthAsked: InboundProtocol._auth_asked,
+    MailAsked: InboundProtocol._mail_asked,
+    RecipientAsked: InboundProtocol._recipient_asked,
+    DataAsked: InboundProtocol._begin_content,
+    Content: InboundProtocol._take_content,
+    ContentEnd: InboundProtocol._end_content,
+    Aborted: InboundProtocol._content_aborted,
+    ContentRefused: InboundProtocol._content_refused,
+    CloseAfterSend: InboundProtocol._parted,
+}
+"""What is done about each event of the conversation; a test sees to it that none is missing."""

@@ -39,12 +39,12 @@ class Wire:
             if waiting:
                 write_now(self._transport, waiting)
 
-    def close(self) -> None:
-        """Close when everything is written; under TLS with close_notify, so that the client knows that this was all."""
+    def close(self, last: bytes = b"") -> None:
+        """Say `last`, and close when everything is written; under TLS with close_notify, so that the client knows that this was all."""
         if self.channel is not None:
-            farewell = self.channel.close()
-            if farewell:
-                write_now(self._transport, farewell)
+            last = self.channel.close(last)
+        if last:
+            write_now(self._transport, last)
         self._transport.loseConnection()
 
     def abort(self) -> None:

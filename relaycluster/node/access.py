@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from types import MappingProxyType
 from typing import Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from relaycluster.mail.address import Address
 from relaycluster.mail.reply import Reply
@@ -19,6 +20,8 @@ from relaycluster.mail.reply import Reply
 Network = IPv4Network | IPv6Network
 
 SUBMISSION: Final = "submission"
+
+_NO_PROXIES: Final[Mapping[str, Sequence[Network]]] = MappingProxyType({})
 
 _AUTHENTICATE = Reply.of(530, "5.7.0", "Authentication required")
 _NO_RELAY = Reply.of(554, "5.7.1", "Relay access denied: this client may not send to this domain through us")
@@ -28,32 +31,46 @@ NO_MAILBOX = Reply.of(550, "5.1.1", "There are no mailboxes here: give the addre
 
 @frozen
 class Access:
-    """`networks` that may relay, by listener; `relay_domains` that anyone may send to: names, and suffixes with a leading dot."""
+    """`networks` that may relay, by listener; `relay_domains` that anyone may send to: names, and suffixes with a leading dot;
+    `balancers`: addresses of hosts that bring other clients to a listener."""
 
     networks: Mapping[str, tuple[Network, ...]]
     relay_domains: frozenset[str]
     relay_suffixes: tuple[str, ...]
+    balancers: Mapping[str, frozenset[IPv4Address | IPv6Address]] = field(factory=dict)
 
     @classmethod
-    def of(cls, networks: Mapping[str, Sequence[Network]], relay_domains: Sequence[str]) -> Access:
-        """From `example.com` and `*.example.com` as the operator writes them."""
+    def of(
+        cls,
+        networks: Mapping[str, Sequence[Network]],
+        relay_domains: Sequence[str],
+        proxies: Mapping[str, Sequence[Network]] = _NO_PROXIES,
+    ) -> Access:
+        """From `example.com` and `*.example.com` as the operator writes them. `proxies` are each listener's `proxy_protocol_from`, of which
+        only single hosts count: a network may hold balancers and clients."""
         return cls(
             {listener: tuple(given) for listener, given in networks.items()},
             frozenset(domain for domain in relay_domains if not domain.startswith("*.")),
             tuple(domain[1:] for domain in relay_domains if domain.startswith("*.")),
+            {
+                listener: frozenset(_plain(each.network_address) for each in given if each.num_addresses == 1)
+                for listener, given in proxies.items()
+            },
         )
 
     def may_relay(self, listener: str, peer_address: str, via: str = "") -> bool:
         """Whether a client at this address may send to anywhere without AUTH.
 
-        Behind a balancer the address is the PROXY header's and `via` the balancer's. The balancer itself is never a client: whoever
-        the header does not tell apart from it may be anybody.
+        Behind a balancer the address is the PROXY header's and `via` the balancer's. No balancer is ever a client, neither this one nor
+        another of the same listener: whoever the header does not tell apart from it may be anybody.
         """
         networks = self.networks.get(listener)
         if not networks or not peer_address:
             return False
         address = _address(peer_address)
         if via and address == _address(via):
+            return False
+        if address in self.balancers.get(listener, ()):
             return False
         return any(address in network for network in networks)
 
@@ -76,5 +93,8 @@ class Access:
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:
-    address = ip_address(text.partition("%")[0])
+    return _plain(ip_address(text.partition("%")[0]))
+
+
+def _plain(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
     return getattr(address, "ipv4_mapped", None) or address

@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from attrs import evolve
+from attrs import Factory, define, evolve, frozen
 
 from relaycluster.interfaces import FileTrouble
 from relaycluster.mail.address import Address
@@ -39,18 +39,45 @@ FAN_OUT: Final = 1000
 """For so many recipients one alias may stand, through so many others."""
 DEEPEST: Final = 50
 """So many aliases may lead from one to the next."""
+MOST_STEPS: Final = 10 * FAN_OUT
+"""So many targets may be looked at on the way from one alias to its end, however few recipients stand there."""
 MOST_RECIPIENTS: Final = 10_000
-"""So many recipients a message may have when all its aliases are expanded."""
+"""So many recipients a message may have when all its aliases are expanded, each list counted whole."""
 
 LOCALHOST: Final = "localhost"
 
-_TOO_MANY = Reply.of(452, "4.5.3", "These aliases stand for too many recipients, send to fewer at once")
+_STEPS_A_RECIPIENT: Final = 4  # so many steps of an expansion weigh as much as one recipient
+_MOST_REMEMBERED: Final = 1_000_000  # recipients and names, in all expansions that are kept
+
+TOO_MANY = Reply.of(452, "4.5.3", "These aliases stand for too many recipients, send to fewer at once")
+_VANISHED = Reply.of(451, "4.3.0", "The aliases have just changed, and a recipient is gone; try again")
 
 _entry = re.compile(r"""((?:"(?:[^"\\]|\\.)*+"|[^\s":])++)\s*+:\s*+(.*)""", re.DOTALL).fullmatch
 _targets = re.compile(r"""(?:"(?:[^"\\]|\\.)*+"|[^",])++""").findall
 _is_name = re.compile(r"[A-Za-z0-9!#$%&'*+=?^_`{}~.-]{1,64}").fullmatch
 
 _USUAL: Final = frozenset({Notify.FAILURE, Notify.DELAY})  # what no NOTIFY means (RFC 3461 4.1)
+
+
+@define
+class Crowd:
+    """What the aliases among a message's recipients stand for so far: `size` counts each of `names` once. One that is `full` takes no
+    alias any more."""
+
+    size: int = 0
+    names: set[str] = Factory(set)
+    full: bool = False
+
+
+@frozen
+class _Expansion:
+    """All that is behind an alias. Two recipients with the same `name` stand for the same `targets` (None: too many); `cost` is in
+    recipients; `met` are the keys that lie on the way."""
+
+    name: str
+    targets: tuple[Address, ...] | None
+    cost: int
+    met: frozenset[str] = frozenset()
 
 
 class Aliases:
@@ -62,6 +89,9 @@ class Aliases:
         # `local@domain`, `local` at one of our own names, `@domain`; lower case. A target's text may begin with `@`: it keeps the
         # local-part that was asked for. One without a domain is a name.
         self.entries: Mapping[str, tuple[Address, ...]] = {}
+        self._keeping: frozenset[str] = frozenset()  # keys of whole domains with a target that keeps the local-part
+        self._known: dict[str, _Expansion] = {}
+        self._remembered = 0
 
     def load(self, path: str) -> None:
         """Read the file; no aliases when `path` is empty. Raises `FileTrouble`, and then what held before still holds."""
@@ -69,32 +99,71 @@ class Aliases:
         if path:
             fresh.entries = fresh._read(path)
         self.entries = fresh.entries
+        self._keeping = frozenset(
+            key for key, targets in fresh.entries.items() if any(target.text[0] == "@" for target in targets)
+        )
+        self._forget()
 
     def knows(self, recipient: Address) -> bool:
         """Whether this recipient stands for others."""
         return self._targets(recipient) is not None
 
-    def expand(self, envelope: Envelope) -> Envelope | Reply:
+    def joins(self, recipient: Address, crowd: Crowd) -> bool:
+        """One more recipient of a message. False when all that it would stand for then is too much: the client may send to this one in
+        another transaction (RFC 5321 4.5.3.1.10)."""
+        if crowd.full:
+            return not self.knows(recipient)
+        expansion = self._expansion(recipient)
+        if expansion is None or expansion.name in crowd.names:
+            return True
+        if expansion.targets is None or crowd.size + expansion.cost > MOST_RECIPIENTS:
+            crowd.full = True
+            return False
+        crowd.size += expansion.cost
+        crowd.names.add(expansion.name)
+        return True
+
+    def expand(self, envelope: Envelope, trusted: bool) -> Envelope | Reply:
         """The envelope with the recipients that are behind its own, each once, in order; or the reply that refuses it.
 
-        What RCPT asked about a recipient goes with all that it stands for: RFC 3461 5.2.7 has it so for one; of several, a sender who
-        wants to hear of success hears it of each. What stands for nobody, but is also behind an alias, gets what either asked.
-        The alias becomes the ORCPT of those behind it when there was none (5.2.1): a notice then names an address that
-        the sender knows.
+        What RCPT asked about a recipient goes with all that it stands for (RFC 3461 5.2.7); but of several, only a `trusted` client
+        hears of success: the notices would tell a stranger who is behind an alias. What stands for nobody, but is also behind
+        an alias, gets what either asked. The alias becomes the ORCPT of those behind it when there was none (5.2.1): a notice then
+        names an address that the sender knows.
         """
-        if not any(self._targets(recipient) is not None for recipient in envelope.recipients):
+        if not self.entries or not any(self._targets(recipient) is not None for recipient in envelope.recipients):
+            for recipient in envelope.recipients:
+                if not recipient.domain:
+                    return _VANISHED
             return envelope
-        found: dict[str, Address] = {}
-        requests: dict[str, NotifyRequest] = {}
+        lists: dict[str, tuple[tuple[Address, ...], NotifyRequest | None]] = {}
+        size = 0
         for recipient in envelope.recipients:
             request = envelope.requests.get(recipient.text)
-            behind: list[Address] | None = [recipient]
-            if self._targets(recipient) is not None:
-                behind = self._behind(recipient)
+            expansion = self._expansion(recipient)
+            if expansion is None:
+                if not recipient.domain:
+                    return _VANISHED
+                expansion = _Expansion(recipient.text, (recipient,), 1)
+            elif expansion.targets is None:
+                return TOO_MANY
+            else:
+                if not trusted and len(expansion.targets) > 1:
+                    request = _without_success(request)
                 request = _with_orcpt(request, recipient.text)
-            if behind is None or len(found) + len(behind) > MOST_RECIPIENTS:
-                return _TOO_MANY
-            for each in behind:
+            assert expansion.targets is not None
+            taken = lists.get(expansion.name)
+            if taken is not None:
+                lists[expansion.name] = (taken[0], _merged(taken[1], request))
+                continue
+            size += expansion.cost
+            if size > MOST_RECIPIENTS:
+                return TOO_MANY
+            lists[expansion.name] = (expansion.targets, request)
+        found: dict[str, Address] = {}
+        requests: dict[str, NotifyRequest] = {}
+        for targets, request in lists.values():
+            for each in targets:
                 wanted = _merged(requests.get(each.text), request) if each.text in found else request
                 found.setdefault(each.text, each)
                 if wanted is not None:
@@ -112,13 +181,50 @@ class Aliases:
         """What the recipient stands for, in one step; None when for nothing but itself."""
         return self.entries.get(self._key(recipient)) or self.entries.get(f"@{recipient.domain}")
 
-    def _behind(self, recipient: Address) -> list[Address] | None:
-        """All that the recipient stands for in the end; None when that is too much."""
+    def _expansion(self, recipient: Address) -> _Expansion | None:
+        """All that the recipient stands for in the end; None when for nothing but itself.
+
+        Remembered where the recipient's spelling and, for a whole domain, the local-part make no difference: a message may name a
+        thousand addresses of one alias. A local-part makes one where it is kept, and where the way leads past that very address.
+        """
+        if self._targets(recipient) is None:
+            return None
+        key, whole = self._key(recipient), f"@{recipient.domain}"
+        by_domain = key not in self.entries
+        if by_domain and whole in self._keeping:
+            return self._walk(recipient.text, recipient)[0]
+        known = self._known.get(key)
+        if known is None and by_domain:
+            known = self._known.get(whole)
+            if known is not None and key in known.met:
+                known = None
+        if known is None:
+            known, again = self._walk(key, recipient)
+            if by_domain and not again and whole not in self._known:
+                known = evolve(known, name=whole)
+            weight = len(known.targets or ()) + len(known.met) + 1
+            if self._remembered + weight > _MOST_REMEMBERED:
+                self._forget()
+            self._remembered += weight
+            self._known[known.name] = known
+        return known
+
+    def _forget(self) -> None:
+        self._known = {}
+        self._remembered = 0
+
+    def _walk(self, name: str, recipient: Address) -> tuple[_Expansion, bool]:
+        """Follow the recipient to all its ends; also, whether the way led past the recipient itself again."""
         found: dict[str, Address] = {}
+        start = self._key(recipient)
         open_keys: dict[str, bool] = {}  # True while its targets are being looked at
+        steps, again = 0, False
 
         def look(address: Address, depth: int) -> bool:
+            nonlocal steps, again
             key, targets = self._key(address), self._targets(address)
+            again = again or (key == start and depth > 0)
+            steps += 1
             if targets is None or open_keys.get(key):
                 found.setdefault(address.text, address)
             elif key not in open_keys:
@@ -126,9 +232,11 @@ class Aliases:
                 if depth == DEEPEST or not all(look(_kept(each, address), depth + 1) for each in targets):
                     return False
                 open_keys[key] = False
-            return len(found) <= FAN_OUT and len(open_keys) <= FAN_OUT
+            return len(found) <= FAN_OUT and len(open_keys) <= FAN_OUT and steps <= MOST_STEPS
 
-        return list(found.values()) if look(recipient, 0) else None
+        targets = tuple(found.values()) if look(recipient, 0) else None
+        cost = max(len(found), steps // _STEPS_A_RECIPIENT)
+        return _Expansion(name, targets, cost, frozenset(open_keys) - {start}), again
 
     # The file
 
@@ -183,7 +291,7 @@ class Aliases:
         start = (
             Address("x" + key, key[1:]) if key[0] == "@" else Address(key, key.rpartition("@")[2] if "@" in key else "")
         )
-        behind = self._behind(start)
+        behind = self._walk(key, start)[0].targets
         if behind is None:
             raise FileTrouble(
                 path,
@@ -245,6 +353,12 @@ def _with_orcpt(request: NotifyRequest | None, asked: str) -> NotifyRequest:
     # RFC 6533 3: a type of its own for what is not ASCII.
     original = f"rfc822;{_xtext(asked)}" if asked.isascii() else f"utf-8;{in_ascii(asked)}"
     return NotifyRequest(request.notify if request is not None else None, original)
+
+
+def _without_success(request: NotifyRequest | None) -> NotifyRequest | None:
+    if request is None or request.notify is None or Notify.SUCCESS not in request.notify:
+        return request
+    return evolve(request, notify=request.notify - {Notify.SUCCESS})
 
 
 def _xtext(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
@@ -28,7 +30,7 @@ FORGOTTEN_SECONDS = 60.0
 
 
 class Delivery:
-    """All lanes of this process. `most_in_hand` bounds the claims of all lanes together for direct leases."""
+    """All lanes of this process. `most_in_hand` bounds the claims of all lanes together for direct leases; `sign_anew` as in `Means`."""
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class Delivery:
         metrics: Metrics,
         log: EventLog,
         most_in_hand: int = 1000,
+        sign_anew: Callable[[bytes], bytes] = lambda content: content,
     ) -> None:
         self._clock = clock
         self._queue = queue
@@ -79,6 +82,7 @@ class Delivery:
             taken=self._taken,
             crowd=crowd,
             draining=lambda: self._draining,
+            sign_anew=sign_anew,
         )
 
     # Means

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final, Protocol
+from weakref import WeakKeyDictionary
 
 from attrs import field, frozen
 from twisted.internet.defer import Deferred, succeed
@@ -22,7 +23,7 @@ from relaycluster.mail.item import Item
 from relaycluster.mail.reply import Reply
 from relaycluster.mail.session import Session
 from relaycluster.node.access import NO_MAILBOX, SUBMISSION, Access
-from relaycluster.node.aliases import Aliases
+from relaycluster.node.aliases import TOO_MANY, Aliases, Crowd
 from relaycluster.node.allowance import Allowances
 from relaycluster.node.delivery import Delivery
 from relaycluster.node.message import PIECE, Lease, MessageSink
@@ -104,6 +105,8 @@ class Edge:
         self._accounts = accounts
         self._allowances = Allowances(throttle)
         self._aliases = aliases if aliases is not None else Aliases(settings.hostname)
+        # What is behind the aliases of a transaction, while it is open. It goes with the session: nobody tells of an end.
+        self._crowds: WeakKeyDictionary[Session, Crowd] = WeakKeyDictionary()
         self._cancelled: dict[str, tuple[Item, Lease | None]] = {}
         self.use(access, settings)
 
@@ -127,6 +130,8 @@ class Edge:
         refusal = self.refusal()
         if refusal is not None:
             return refusal
+        if self._aliases.entries:
+            self._crowds.pop(session, None)
         account: Account | None = None
         if session.mode == SUBMISSION:
             if session.user:
@@ -151,29 +156,48 @@ class Edge:
             if not self._aliases.knows(forward_path):
                 return NO_MAILBOX
         elif session.mode != SUBMISSION:
-            return self.access.stranger(forward_path)
-        if session.mode != SUBMISSION:
-            return None
-        if not session.user:
-            return self._client(session.listener, session.peer_address, session.via)
-        account = self._account(session)
-        return self._allowances.recipient(account) if account is not None else _NO_ACCOUNT
+            refusal = self.access.stranger(forward_path)
+            if refusal is not None:
+                return refusal
+        account: Account | None = None
+        if session.mode == SUBMISSION:
+            if session.user:
+                account = self._account(session)
+                if account is None:
+                    return _NO_ACCOUNT
+            else:
+                refusal = self._client(session.listener, session.peer_address, session.via)
+                if refusal is not None:
+                    return refusal
+        if self._aliases.entries and self._aliases.knows(forward_path):
+            crowd = self._crowds.get(session)
+            if crowd is None:
+                crowd = self._crowds[session] = Crowd()
+            if not self._aliases.joins(forward_path, crowd):
+                return TOO_MANY
+        return self._allowances.recipient(account) if account is not None else None
 
     def data(self, session: Session, envelope: Envelope, throttle: Callable[[bool], None]) -> IContentSink | Reply:
         refusal = self.refusal()
         if refusal is not None:
             return refusal
-        expanded: Envelope | Reply = self._aliases.expand(envelope) if self._aliases.entries else envelope
-        if isinstance(expanded, Reply):
-            return expanded
         message_class = self.settings.classes.get(session.listener, _NORMAL)
         account: Account | None = None
-        if session.user and session.mode == SUBMISSION:
-            account = self._account(session)
-            if account is None:
-                return _NO_ACCOUNT
-            if account.message_class is not None:
-                message_class = account.message_class
+        if session.mode == SUBMISSION:
+            if session.user:
+                account = self._account(session)
+                if account is None:
+                    return _NO_ACCOUNT
+                if account.message_class is not None:
+                    message_class = account.message_class
+            else:
+                refusal = self._client(session.listener, session.peer_address, session.via)
+                if refusal is not None:
+                    return refusal
+        # Who may submit is one of ours, whoever else comes a stranger.
+        expanded = self._aliases.expand(envelope, session.mode == SUBMISSION)
+        if isinstance(expanded, Reply):
+            return expanded
         return MessageSink(self, session, envelope, expanded, throttle, account, message_class)
 
     def _account(self, session: Session) -> Account | None:

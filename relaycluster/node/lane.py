@@ -463,6 +463,7 @@ class Lane:
                 return (failed,) * len(recipients)
             # Its body is what is sent now; what was declared of the other no longer counts.
             envelope = evolve(envelope, body=BodyType.SEVEN_BIT)
+            converted = means.sign_anew(converted)
             transaction = Transaction(envelope, converted, len(converted), valid)
         return await connection.send(transaction)
 

@@ -9,14 +9,17 @@ Without the store nobody is let in: 454.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from enum import Enum
-from typing import Final, Protocol
+from functools import lru_cache
+from typing import Any, Final, Protocol
 
 from attrs import frozen
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from relaycluster.interfaces import IAccounts, IAttempts, Login, QueueError
 from relaycluster.mail.reply import Reply
@@ -38,6 +41,8 @@ CHECKS_PER_CLIENT = 4
 NOTED_SECONDS = 3600.0
 """A pair that logged in is told to the store again only after so long."""
 _MOST_NOTED = 10_000
+
+_client_of = lru_cache(maxsize=4096)(client_of)
 
 
 class LoginResult(Enum):
@@ -77,6 +82,19 @@ class _Ended:
     reply: str | Reply
 
 
+@frozen
+class _Check:
+    """One login on its way."""
+
+    session: Session
+    login: Login
+    began: float
+    client: str  # whose turn it takes
+
+
+Subjects = tuple[str, str, str]
+
+
 class LoginCheck:
     """Answers AUTH (`IIntake.authenticate`)."""
 
@@ -98,47 +116,63 @@ class LoginCheck:
 
     def authenticate(self, session: Session, login: Login) -> Deferred[str | Reply]:
         """The user's name as the users file writes it, or the refusal. Never fails."""
-        return Deferred.fromCoroutine(self._authenticate(session, login))
+        check = _Check(session, login, self._clock.seconds(), _client_of(session.peer_address))
+        turn = self._turns.take(check.client)
+        return self._look(None, check) if turn is None else turn.addCallback(self._look, check)
 
-    async def _authenticate(self, session: Session, login: Login) -> str | Reply:
-        began = self._clock.seconds()
-        client = client_of(session.peer_address)
-        turn = self._turns.take(client)
-        if turn is not None:
-            await turn
-        try:
-            ended = await self._look(session, login)
-        except QueueError:
-            ended = _Ended(LoginResult.UNAVAILABLE, AWAY)
-        except TooManyChecks:
-            ended = _Ended(LoginResult.BUSY, BUSY)
-        except Exception:
-            _log.failure("a login could not be checked")  # no password is in the traceback's text
-            ended = _Ended(LoginResult.UNAVAILABLE, AWAY)
-        finally:
-            self._turns.give_back(client)
-        self._observer.login(session, login, ended.result, self._clock.seconds() - began)
-        if ended.reply is WRONG or ended.reply is HELD_BACK:
-            beat = self._beat_seconds
-            await deferLater(self._clock, beat - (self._clock.seconds() - began) % beat)
-        return ended.reply
+    # A callback for each step and not a coroutine: every session of a submission listener comes through here.
 
-    async def _look(self, session: Session, login: Login) -> _Ended:
-        concerned = subjects(key_of(login.user), session.peer_address)
-        pair = concerned[0]
+    def _look(self, _: None, check: _Check) -> Deferred[str | Reply]:
+        """It is this login's turn."""
+        login = check.login
+        concerned = subjects(key_of(login.user), check.session.peer_address)
         # Before the cache of successes too: else a right guess would shine through while wrong ones are refused unseen.
-        if await self._attempts.wait(concerned) > 0:
+        try:
+            ended: Deferred[Any] = self._attempts.wait(concerned)
+        except Exception:
+            ended = fail()
+        ended.addCallback(self._may_try, check, concerned)
+        return ended.addErrback(self._unchecked).addCallback(self._end, check)
+
+    def _may_try(self, seconds: float, check: _Check, concerned: Subjects) -> _Ended | Deferred[_Ended]:
+        if seconds > 0:
             return _Ended(LoginResult.BACKOFF, HELD_BACK)
-        right = await self._accounts.check(login.user, login.password)
+        login = check.login
+        return self._accounts.check(login.user, login.password).addCallback(self._checked, check, concerned)
+
+    def _checked(self, right: bool, check: _Check, concerned: Subjects) -> _Ended | Deferred[_Ended]:
+        login = check.login
         account = self._accounts.account(login.user) if right else None
         if account is not None and (not login.authorization or key_of(login.authorization) == key_of(account.name)):
-            self._note(pair)
+            self._note(concerned[0])
             return _Ended(LoginResult.ACCEPTED, account.name)
-        self._noted.pop(pair, None)
-        for subject, seconds in zip(concerned, await self._attempts.failed(concerned), strict=True):
+        self._noted.pop(concerned[0], None)
+        result = LoginResult.CREDENTIALS if account is None else LoginResult.IDENTITY
+        return self._attempts.failed(concerned).addCallback(self._counted, check.session, concerned, result)
+
+    def _counted(self, waits: Sequence[float], session: Session, concerned: Subjects, result: LoginResult) -> _Ended:
+        for subject, seconds in zip(concerned, waits, strict=True):
             if seconds > 0:
                 self._observer.shut(session, subject, seconds)
-        return _Ended(LoginResult.CREDENTIALS if account is None else LoginResult.IDENTITY, WRONG)
+        return _Ended(result, WRONG)
+
+    def _unchecked(self, failure: Failure) -> _Ended:
+        if failure.check(QueueError):
+            return _Ended(LoginResult.UNAVAILABLE, AWAY)
+        if failure.check(TooManyChecks):
+            return _Ended(LoginResult.BUSY, BUSY)
+        _log.failure("a login could not be checked", failure)  # no password is in the traceback's text
+        return _Ended(LoginResult.UNAVAILABLE, AWAY)
+
+    def _end(self, ended: _Ended, check: _Check) -> str | Reply | Deferred[str | Reply]:
+        self._turns.give_back(check.client)
+        reply = ended.reply
+        took = self._clock.seconds() - check.began
+        self._observer.login(check.session, check.login, ended.result, took)
+        if reply is WRONG or reply is HELD_BACK:
+            beat = self._beat_seconds
+            return deferLater(self._clock, beat - (self._clock.seconds() - check.began) % beat, lambda: reply)
+        return reply
 
     def _note(self, pair: str) -> None:
         """The pair is known from now on. Nobody waits for that: it is a help for later, and costs a write."""

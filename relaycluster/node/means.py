@@ -25,7 +25,8 @@ class Means:
     """What every lane works with. `valid` tells whether the node's lease is proven; `proves`
     whether what was claimed with a token may still be finished; `owner_of` gives the ownership of a
     partition while it may be used; `number` counts claims; `pace` gives the pace of a limited destination; `lost` is told of an
-    ownership that the queue does not know any more; `taken` is told of each claim; `draining` whether to claim nothing more."""
+    ownership that the queue does not know any more; `taken` is told of each claim; `draining` whether to claim nothing more; `sign_anew` puts
+    fitting signatures of ours on a converted message."""
 
     clock: IReactorTime
     queue: IQueue
@@ -43,3 +44,4 @@ class Means:
     taken: Callable[[Claim], None]
     crowd: Crowd
     draining: Callable[[], bool]
+    sign_anew: Callable[[bytes], bytes]

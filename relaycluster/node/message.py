@@ -33,6 +33,8 @@ PIECE = 256 * 1024
 """Content beyond this is written to the queue in pieces while it arrives. A header lies within the first."""
 MOST_UNWRITTEN = 2
 """So many pieces may be on their way before the client is asked to wait."""
+MOST_LOOSE = 64
+"""So many pieces of content lie about before they are joined: each costs some forty octets more than it holds."""
 
 Lease = tuple[Ownership, int]
 
@@ -69,6 +71,7 @@ class MessageSink:
         "_head",
         "_home",
         "_id",
+        "_loose",
         "_pieces",
         "_refusal",
         "_session",
@@ -103,6 +106,7 @@ class MessageSink:
         self._pieces = [trace.received(session, asked, edge.settings.hostname, self._id, edge.dates(now))]
         self._size = self._front = len(self._pieces[0])
         self._tail = self._size  # octets in `_pieces`
+        self._loose = 1  # of the last ones, not joined yet
         self._eight_bit = False
         self._head: bytes | None = None
         self._refusal: Reply | None = None
@@ -119,8 +123,14 @@ class MessageSink:
         self._pieces.append(data)
         self._size += len(data)
         self._tail += len(data)
+        self._loose += 1
         if self._tail > PIECE:
             self._spill()
+            self._loose = 0
+        elif self._loose > MOST_LOOSE:
+            # Only those that are new, so that no octet is copied twice: a client chooses how small its chunks are.
+            self._pieces[-self._loose :] = [b"".join(self._pieces[-self._loose :])]
+            self._loose = 0
 
     def abort(self) -> None:
         self._pieces = []
@@ -153,7 +163,7 @@ class MessageSink:
         fields = edge.settings.header_fields
         if end > _SHORTEST_FIELD * fields and lower.count(b"\n") - len(_continuations(lower)) > fields:
             return _TOO_MANY_FIELDS
-        if lower.count(b"\nreceived:") >= trace.HOP_LIMIT:  # and ours before them
+        if lower.count(b"\nreceived") >= trace.HOP_LIMIT and trace.is_looping(lower):
             return _LOOP
         if self._session.mode == SUBMISSION and (
             b"\ndate:" not in lower

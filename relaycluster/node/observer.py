@@ -54,9 +54,7 @@ class Observer:
         self._metrics.smtp_connections[session.listener].inc()
         self._metrics.smtp_sessions.inc()
 
-    def connection_closed(
-        self, session: Session, seconds: float, messages: int, refused: int = 0, why: str = ""
-    ) -> None:
+    def connection_closed(self, session: Session, seconds: float, messages: int, refused: int, why: str) -> None:
         """One less, and its line. `refused` counts the commands that were refused, `why` says how it ended."""
         tls = session.tls
         version = "none" if tls is None else _TLS_VERSIONS.get(tls.version, "other")
@@ -78,7 +76,7 @@ class Observer:
             )
         )
 
-    def message(self, session: Session, reply: Reply, size: int, seconds: float) -> None:
+    def message(self, session: Session, reply: Reply, size: int, seconds: float, reverse_path: str) -> None:
         """A whole message was answered."""
         metrics = self._metrics
         if reply.code == 250:
@@ -87,9 +85,11 @@ class Observer:
         else:
             metrics.smtp_messages["deferred" if reply.is_transient else "refused"].inc()
             metrics.smtp_reject(reply)
-            self._refused(session, "content", reply, size)
+            self._refused(session, "content", reply, reverse_path, size=size)
 
-    def rejected(self, session: Session, reason: str, reply: Reply) -> None:
+    def rejected(
+        self, session: Session, reason: str, reply: Reply, reverse_path: str = "", forward_path: str = ""
+    ) -> None:
         """Something was refused."""
         if reason not in _PROXY_TROUBLE:
             if reason in _HANDSHAKES:
@@ -102,7 +102,7 @@ class Observer:
             self._log.emit(events.ProxyRefused(session.listener, _peer(session), _PROXY_TROUBLE[reason]))
             return
         if reason != "auth":  # `login` has told it, with the name
-            self._refused(session, reason, reply)
+            self._refused(session, reason, reply, reverse_path, forward_path)
 
     def _may_tell(self) -> bool:
         second = int(self._seconds())
@@ -148,7 +148,9 @@ class Observer:
             events.StressBegan(sessions, limit) if under_stress else events.StressEnded(sessions, limit),
         )
 
-    def _refused(self, session: Session, stage: str, reply: Reply, size: int = 0) -> None:
+    def _refused(
+        self, session: Session, stage: str, reply: Reply, reverse_path: str, forward_path: str = "", size: int = 0
+    ) -> None:
         self._log.emit(
             events.MessageRefused(
                 session.id,
@@ -156,6 +158,8 @@ class Observer:
                 stage,
                 str(reply),
                 session.user,
+                reverse_path,
+                forward_path,
                 tls=_tls(session),
                 via=session.via,
                 size=size,

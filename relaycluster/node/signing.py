@@ -114,12 +114,13 @@ class Signer:
 
     def begin(self, fields: Sequence[HeaderField], author: str) -> Signing | None:
         """Sign a message with these fields by an author of this domain (`author_domain(fields)`): give it the body and take the
-        signatures. None when nobody signs it: there is no key, or no `From:`.
+        signatures. None when nobody signs it: there is no key, no `From:`, or a line that is no field (`From\\0:`), in which another
+        reader may see an author that we do not vouch for.
 
         The fields must be those that are sent, except that trace fields may still be added.
         """
         keys = self.keys_for(author)
-        header = signed_header(fields) if keys else None
+        header = signed_header(fields) if keys and all(field.name for field in fields) else None
         if header is None:
             if self.has_keys:
                 self._counted("no_key")
@@ -139,6 +140,23 @@ class Signer:
         except Exception:
             self._log.failure("a notice could not be signed")
             return content
+
+    def sign_anew(self, content: bytes, epoch_seconds: float) -> bytes:
+        """A message whose content had to be converted on its way: signatures of ours in front no longer fit and are replaced. What
+        others signed stays, as does a message that was not signed here."""
+        fields = split_fields(content[: header_end(content)])
+        at = 0
+        for field in fields:
+            if field.name != b"dkim-signature" or not self._is_ours(field.value):
+                break
+            at += len(field.raw)
+        return self.sign(content[at:], epoch_seconds) if at else content
+
+    def _is_ours(self, signature: bytes) -> bool:
+        """Whether one of our keys is named (RFC 6376 3.5: `d=` and `s=`)."""
+        tags = dict(tag.strip().partition(b"=")[::2] for tag in b"".join(signature.split()).split(b";"))
+        domain, selector = (tags.get(name, b"").decode("ascii", "replace").lower() for name in (b"d", b"s"))
+        return any(key.name == f"{selector}._domainkey.{domain}" for key in self._keys.by_domain.get(domain, ()))
 
 
 def covering(domain: str, domains: Container[str]) -> str:

@@ -108,6 +108,7 @@ class ServerConversation:
         "_draining",
         "_errors",
         "_esmtp",
+        "_fruitless",
         "_last",
         "_lines",
         "_mail",
@@ -128,6 +129,8 @@ class ServerConversation:
         "_terms",
         "_transferred",
         "errors_limit",
+        "fruitless_limit",
+        "refusals",
         "state",
     )
 
@@ -149,7 +152,11 @@ class ServerConversation:
         self._parting: list[Event] = []  # what is to be told before anything else
         self._asked: Verb | Occasion | None = None
         self._errors = 0
+        self._fruitless = 0  # commands since the last message that brought none nearer
+        self.refusals = 0
+        """How many commands were refused, whatever for. Read only."""
         self.errors_limit = dialect.settings.errors
+        self.fruitless_limit = dialect.settings.fruitless_commands
         """How many permanent refusals in a row are answered; a driver may change it at any time."""
         self._draining: Reply | None = None
         self._esmtp = False
@@ -257,7 +264,7 @@ class ServerConversation:
             self._content_ended = False
             self._refusal = None
         elif step is _FINAL_DOT:
-            self._errors = 0
+            self._errors = self._fruitless = 0
         elif step is _RESPONSE:
             self._terms = self._dialect.terms[self._secure, True]
         self._say(step, code, wire)
@@ -315,6 +322,12 @@ class ServerConversation:
             self._read_troubled_line(line)
             return None
         verb, argument = split_command(line)
+        if verb in _FRUITLESS:
+            self._fruitless += 1
+            if self._fruitless > self.fruitless_limit:
+                name = self._dialect.settings.hostname
+                self._part(Reply.of(421, "4.7.0", f"{name} Too many commands without a message"), verb)
+                return None
         cell = self._row[verb]
         try:
             if isinstance(cell, Reply):
@@ -610,6 +623,7 @@ class ServerConversation:
 
     def _refuse(self, step: Verb | Occasion, reply: Reply, is_verdict: bool = False) -> None:
         """A negative reply: send it, count it, move. `is_verdict`: it tells a message's fate."""
+        self.refusals += 1
         if reply.code == 421:
             self._part(reply, step)
             return
@@ -666,6 +680,10 @@ _READERS: Final[Mapping[State, Callable[[ServerConversation], Event | Wait | Non
     State.CHUNK: ServerConversation._read_chunk,
     State.CLOSED: ServerConversation._read_nothing,
 }
+_FRUITLESS: Final = frozenset(
+    {Verb.NOOP, Verb.RSET, Verb.VRFY, Verb.HELP, Verb.EHLO, Verb.HELO, Verb.AUTH, Verb.STARTTLS, Verb.MAIL}
+)
+"""What costs us and brings no mail when it is said again and again; a message begins the count anew."""
 _SWALLOW: Final = ServerConversation._read_refused_chunk
 _COMMANDS: Final[Mapping[Verb, Callable[[ServerConversation, Verb, bytes], Event | None]]] = {
     Verb.EHLO: ServerConversation._hello,

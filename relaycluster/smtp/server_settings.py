@@ -34,7 +34,8 @@ class ServerSettings:
 
     `software` stands in the greeting behind `ESMTP`. `recipients` is the most that one transaction takes: the next is
     answered 452 4.5.3 (RFC 5321 4.5.3.1.10). `errors` is how many permanent refusals in a row, without a message
-    between them, are answered before the session is closed with 421 4.7.0.
+    between them, are answered before the session is closed with 421 4.7.0; `fruitless_commands` how many that bring no message
+    nearer (NOOP, RSET, VRFY, HELP, EHLO, HELO, AUTH, STARTTLS, MAIL), as Postfix' `smtpd_junk_command_limit`.
 
     `starttls` offers TLS while the session is in the clear; `require_tls` refuses, in the clear, whatever belongs to mail.
     `auth` offers AUTH under TLS, and in the clear only with `auth_without_tls`.
@@ -44,6 +45,7 @@ class ServerSettings:
     message_size_bytes: int = 25 * 1024 * 1024
     recipients: int = 1000
     errors: int = 20
+    fruitless_commands: int = 100
     bare_newline: BareNewline = BareNewline.REJECT
     software: str = "relaycluster"
     starttls: bool = False

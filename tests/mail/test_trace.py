@@ -182,5 +182,6 @@ def test_hops() -> None:
     )
     assert hop_count(header) == 2
     assert hop_count(b"") == 0
+    assert hop_count(b"Received : x\r\nX: y\r\nRECEIVED\t : x\r\nReceived-SPF: x\r\n Received: x\r\n") == 2
     assert not is_looping(b"Received: x\r\n" * HOP_LIMIT)
     assert is_looping(b"Received: x\r\n" * (HOP_LIMIT + 1))

@@ -128,16 +128,18 @@ class Observer(SilentObserver):
     def connection_opened(self, session: Session) -> None:
         self.heard.append(("opened",))
 
-    def connection_closed(self, session: Session, seconds: float, messages: int) -> None:
+    def connection_closed(self, session: Session, seconds: float, messages: int, refused: int, why: str) -> None:
         self.heard.append(("closed", seconds, messages))
 
     def command(self, verb: str, code: int) -> None:
         self.commands.append((verb, code))
 
-    def message(self, session: Session, reply: Reply, size: int, seconds: float) -> None:
+    def message(self, session: Session, reply: Reply, size: int, seconds: float, reverse_path: str) -> None:
         self.heard.append(("message", reply, size, seconds))
 
-    def rejected(self, session: Session, reason: str, reply: Reply) -> None:
+    def rejected(
+        self, session: Session, reason: str, reply: Reply, reverse_path: str = "", forward_path: str = ""
+    ) -> None:
         self.heard.append(("rejected", reason, reply.code))
         self.rejections.append((session, reason, str(reply)))
 
@@ -180,7 +182,9 @@ class House:
     intake: Intake = field(factory=Intake)
     observer: Observer = field(factory=Observer)
     limits: SessionLimits = LIMITS
-    settings: ServerSettings = field(factory=lambda: ServerSettings("mx.example.org", message_size_bytes=10**6))
+    settings: ServerSettings = field(
+        factory=lambda: ServerSettings("mx.example.org", message_size_bytes=10**6, fruitless_commands=10**6)
+    )
     tls: ServerTLS | None = None
     implicit_tls: bool = False
     sessions: InboundSessions = field(init=False)

@@ -29,7 +29,7 @@ class InboundOverSockets(TestCase):
         self.sessions = InboundSessions(SessionLimits())
         factory = InboundFactory(
             intake=self.intake,
-            settings=ServerSettings("mx.example.org"),
+            settings=ServerSettings("mx.example.org", fruitless_commands=10**6),
             sessions=self.sessions,
             clock=reactor,  # type: ignore[arg-type]
             listener="127.0.0.1:0",

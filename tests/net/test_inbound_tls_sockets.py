@@ -85,7 +85,7 @@ class TLSOverSockets(TestCase):
     def factory(self, implicit: bool) -> InboundFactory:
         return InboundFactory(
             intake=self.intake,
-            settings=ServerSettings("mx.example.org", starttls=not implicit, auth=True),
+            settings=ServerSettings("mx.example.org", starttls=not implicit, auth=True, fruitless_commands=10**6),
             sessions=self.sessions,
             clock=reactor,  # type: ignore[arg-type]
             listener="127.0.0.1:0",

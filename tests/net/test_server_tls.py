@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from relaycluster.interfaces import FileTrouble
 from relaycluster.net.server_tls import TICKET_KEY_SECONDS, CertificateFiles, ServerTLS
@@ -394,3 +397,35 @@ def test_before_the_first_load(shelf: Shelf) -> None:
     """There is nothing to shake hands with."""
     with pytest.raises(RuntimeError, match="no certificate"):
         shelf.tls.channel()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=st.lists(st.binary(min_size=1, max_size=20_000), min_size=1, max_size=6),
+    cuts=st.lists(st.integers(0, 60_000)),
+)
+def test_records_at_any_cut(ready: Shelf, version: ssl.TLSVersion, texts: list[bytes], cuts: list[int]) -> None:
+    """All that came is told as soon as it is there: none of it waits for octets behind it, however the records were cut or joined."""
+    client = MemoryClient(client_context(None, version))
+    channel = opened(ready.tls, client)
+    wire, ends = b"", {0: 0}
+    for text in texts:
+        wire += client.say(text)
+        ends[len(wire)] = ends[max(ends)] + len(text)
+    edges = sorted({0, len(wire), *(cut for cut in cuts if cut < len(wire))})
+    heard = b""
+    for begin, end in pairwise(edges):
+        heard += channel.receive(wire[begin:end])
+        assert len(heard) >= max(said for at, said in ends.items() if at <= end)
+    assert heard == b"".join(texts)
+
+
+def test_the_last_words_and_close_notify_are_one_piece(ready: Shelf) -> None:
+    """A farewell of any length is said whole and closes; where the handshake is not over, not an octet of it is."""
+    for last in (b"221 bye\r\n", bytes(40_000)):
+        client = MemoryClient(client_context())
+        channel = opened(ready.tls, client)
+        assert client.feed(channel.close(last)) == last
+        assert client.is_closed
+    assert ready.tls.channel().close(b"421 bye\r\n") == b""

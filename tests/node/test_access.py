@@ -38,6 +38,22 @@ class AccessTest(SynchronousTestCase):
         for via in ("192.0.2.7", "::ffff:192.0.2.7", "::FFFF:c000:207"):
             self.assertFalse(self.access.may_relay(LISTENER, "192.0.2.7", via), via)
 
+    def test_other_balancers(self) -> None:
+        """A balancer of the listener that another one names as the client is no client; a network may hold both, and other listeners
+        know nothing of it."""
+        networks = {LISTENER: [ip_network("192.0.2.0/24")], "127.0.0.1:2525": [ip_network("192.0.2.0/24")]}
+        proxies = [ip_network("192.0.2.7/32"), ip_network("192.0.2.64/26"), ip_network("2001:db8::7/128")]
+        access = Access.of(networks, [], {LISTENER: proxies})
+        for address, may in (
+            ("192.0.2.7", False),
+            ("::ffff:192.0.2.7", False),
+            ("192.0.2.8", True),
+            ("192.0.2.70", True),
+        ):
+            self.assertEqual(access.may_relay(LISTENER, address, "10.0.0.1"), may, address)
+            self.assertEqual(access.may_relay(LISTENER, address), may, address)
+        self.assertTrue(access.may_relay("127.0.0.1:2525", "192.0.2.7"))
+
     def test_domains(self) -> None:
         """Anyone may send to a relay domain; a suffix means subdomains at a label's border only."""
         for domain in ("example.com", "a.example.net", "b.a.example.net"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -13,7 +14,8 @@ from relaycluster.interfaces import FileTrouble
 from relaycluster.mail.address import Address
 from relaycluster.mail.envelope import Envelope, Notify, NotifyRequest
 from relaycluster.mail.reply import Reply
-from relaycluster.node.aliases import DEEPEST, FAN_OUT, MOST_RECIPIENTS, Aliases
+from relaycluster.node import aliases as module
+from relaycluster.node.aliases import DEEPEST, FAN_OUT, MOST_RECIPIENTS, MOST_STEPS, Aliases, Crowd
 
 SENDER = Address("s@example.net", "example.net")
 
@@ -44,7 +46,7 @@ def aliases(text: bytes) -> Aliases:
 
 
 def texts(book: Aliases, *recipients: str) -> list[str]:
-    expanded = book.expand(Envelope(SENDER, tuple(map(address, recipients))))
+    expanded = book.expand(Envelope(SENDER, tuple(map(address, recipients))), True)
     assert isinstance(expanded, Envelope), expanded
     assert all(each.domain == address(each.text).domain != "" for each in expanded.recipients)
     return [each.text for each in expanded.recipients]
@@ -77,7 +79,7 @@ class AliasesTest(SynchronousTestCase):
         """Without an alias in it the envelope is the same object."""
         envelope = Envelope(SENDER, (address("a@example.net"),))
         for book in (Aliases("relay.example.com"), aliases(FILE)):
-            self.assertIs(book.expand(envelope), envelope)
+            self.assertIs(book.expand(envelope, False), envelope)
 
     def test_circles(self) -> None:
         """What stands for itself is final: mail to a circle goes to who was asked for, and to everybody on the way outside of it."""
@@ -101,7 +103,7 @@ class AliasesTest(SynchronousTestCase):
             tuple(map(address, ("one@x.example", "many@x.example", "c@y.example"))),
             requests={"one@x.example": never, "many@x.example": success, "c@y.example": never},
         )
-        expanded = book.expand(envelope)
+        expanded = book.expand(envelope, True)
         assert isinstance(expanded, Envelope)
         self.assertEqual(
             expanded.requests,
@@ -112,7 +114,7 @@ class AliasesTest(SynchronousTestCase):
             },
         )
         plain = book.expand(
-            Envelope(SENDER, tuple(map(address, ("a@y.example", "one@x.example", "+=\u00fc@z.example"))))
+            Envelope(SENDER, tuple(map(address, ("a@y.example", "one@x.example", "+=\u00fc@z.example")))), True
         )
         assert isinstance(plain, Envelope)
         self.assertEqual(plain.requests, {})
@@ -121,15 +123,129 @@ class AliasesTest(SynchronousTestCase):
             tuple(map(address, ("one@x.example", "a@y.example"))),
             requests={"one@x.example": never},
         )
-        expanded = book.expand(wanted)
+        expanded = book.expand(wanted, True)
         assert isinstance(expanded, Envelope)
         # Asked directly, it hears of failures and delays, whatever the alias' sender did not want to hear.
         self.assertEqual(expanded.requests["a@y.example"].notify, {Notify.FAILURE, Notify.DELAY})
 
+    def test_success_is_not_told_to_strangers(self) -> None:
+        """Who is behind an alias with several targets is nothing that a stranger's NOTIFY=SUCCESS finds out; for one target, and for our
+        own people, the request stays."""
+        book = aliases(b"one@x.example: a@y.example\n@x.example: b@y.example, c@y.example\n")
+        success = NotifyRequest(frozenset({Notify.SUCCESS, Notify.FAILURE}), "rfc822;asked@x.example")
+        for trusted, of_several in ((True, success.notify), (False, frozenset({Notify.FAILURE}))):
+            texts_asked = ("one@x.example", "any@x.example", "d@y.example")
+            envelope = Envelope(SENDER, tuple(map(address, texts_asked)), requests=dict.fromkeys(texts_asked, success))
+            expanded = book.expand(envelope, trusted)
+            assert isinstance(expanded, Envelope)
+            notify = {text: request.notify for text, request in expanded.requests.items()}
+            self.assertEqual(
+                notify,
+                {
+                    "a@y.example": success.notify,
+                    "b@y.example": of_several,
+                    "c@y.example": of_several,
+                    "d@y.example": success.notify,
+                },
+            )
+            self.assertEqual(
+                {request.original_recipient for request in expanded.requests.values()}, {"rfc822;asked@x.example"}
+            )
+        only = Envelope(
+            SENDER, (address("x@x.example"),), requests={"x@x.example": NotifyRequest(frozenset({Notify.SUCCESS}))}
+        )
+        expanded = book.expand(only, False)
+        assert isinstance(expanded, Envelope)
+        self.assertEqual(expanded.requests["b@y.example"].notify, frozenset())  # of failures nobody asked to hear
+
+    def test_gone_meanwhile(self) -> None:
+        """`<postmaster>` without its alias leads to no mailbox: the message waits with its client, who asks again."""
+        for book in (aliases(FILE), aliases(b"a@x.example: b@x.example\n"), Aliases("relay.example.com")):
+            for others in ((), ("a@x.example",)):
+                envelope = Envelope(SENDER, tuple(map(address, ("postmaster", *others))))
+                expanded = book.expand(envelope, False)
+                if book.knows(address("postmaster")):
+                    assert isinstance(expanded, Envelope)
+                else:
+                    assert isinstance(expanded, Reply)
+                    self.assertEqual(expanded.code, 451)
+
+    # What it costs
+
+    def walks(self, book: Aliases) -> list[str]:
+        """Who is followed from now on."""
+        followed: list[str] = []
+        walk = book._walk
+
+        def counted(name: str, recipient: Address) -> Any:
+            followed.append(recipient.text)
+            return walk(name, recipient)
+
+        self.patch(book, "_walk", counted)
+        return followed
+
+    def test_one_alias_is_followed_once(self) -> None:
+        """A thousand addresses of one whole domain, or one name in all its spellings, cost and count as one."""
+        members = [f"m{n}@y.example" for n in range(FAN_OUT - 1)]
+        book = aliases(f"@x.example: {', '.join(members)}\nsales@z.example: a@y.example, b@y.example\n".encode())
+        followed = self.walks(book)
+        self.assertEqual(texts(book, *(f"r{n}@x.example" for n in range(1000))), members)
+        self.assertEqual(texts(book, "Sales@z.example", "sALES@z.example"), ["a@y.example", "b@y.example"])
+        self.assertEqual(followed, ["r0@x.example", "Sales@z.example"])
+        crowd = Crowd()
+        self.assertTrue(all(book.joins(address(f"r{n}@x.example"), crowd) for n in range(1000)))
+        self.assertEqual((crowd.size, len(followed)), (FAN_OUT - 1, 2))
+
+    def test_a_local_part_that_is_kept(self) -> None:
+        """It makes a difference, so nothing is remembered, and each counts."""
+        book = aliases(b"@x.example: @y.example, all@y.example\n")
+        crowd = Crowd()
+        for n in range(100):
+            self.assertEqual(texts(book, f"r{n}@x.example"), [f"r{n}@y.example", "all@y.example"])
+            self.assertTrue(book.joins(address(f"r{n}@x.example"), crowd))
+        self.assertEqual(crowd.size, 200)
+        self.assertEqual(book._known, {})
+
+    def test_a_crowd_that_is_full(self) -> None:
+        """RCPT already refuses what would be too much, and from then on follows no alias of that message; others still pass."""
+        book = aliases(b"".join(b"@x.example: @y.example\n" if not n else b"l%d@z.example: %s\n" % (
+            n, b", ".join(b"m%d@y%d.example" % (m, n) for m in range(FAN_OUT))
+        ) for n in range(MOST_RECIPIENTS // FAN_OUT + 2)))  # fmt: skip
+        crowd = Crowd()
+        answers = [book.joins(address(f"l{n}@z.example"), crowd) for n in range(1, MOST_RECIPIENTS // FAN_OUT + 2)]
+        self.assertEqual(answers, [True] * (MOST_RECIPIENTS // FAN_OUT) + [False])
+        followed = self.walks(book)
+        self.assertFalse(book.joins(address("any@x.example"), crowd))
+        self.assertTrue(book.joins(address("l@z.example"), crowd))
+        self.assertEqual(followed, [])
+
+    def test_work_without_recipients(self) -> None:
+        """However few stand at the end, a way with too many turns is told when the file is read, and a long one counts."""
+        names = [b"n%d@x.example" % n for n in range(200)]
+        tangle = b"".join(b"%s: %s\n" % (name, b", ".join(names)) for name in names)
+        self.assertGreater(len(names) ** 2, MOST_STEPS)
+        self.assertRaises(FileTrouble, aliases, tangle)
+        book = aliases(
+            b"@x.example: %s\n" % b", ".join(b"@x%d.example" % n for n in range(400))
+            + b"".join(b"@x%d.example: one@y.example\n" % n for n in range(400))
+        )
+        recipients = tuple(address(f"r{n}@x.example") for n in range(60))
+        self.assertIsInstance(book.expand(Envelope(SENDER, recipients), True), Reply)
+        self.assertIsInstance(book.expand(Envelope(SENDER, recipients[:40]), True), Envelope)
+
+    def test_memory_has_an_end(self) -> None:
+        """What is remembered is forgotten when it becomes too much, and the answers stay the same."""
+        self.patch(module, "_MOST_REMEMBERED", 10)
+        book = aliases(FILE)
+        for _ in range(3):
+            for name, expected in (("root@localhost", 1), ("sales@example.com", 3), ("news@lists.example.com", 2)):
+                self.assertEqual(len(texts(book, name)), expected)
+                self.assertLessEqual(sum(len(each.targets or ()) + 1 for each in book._known.values()), 10)
+
     def test_orcpt_is_xtext(self) -> None:
         """RFC 3461 4: what would end the parameter is hidden."""
         book = aliases(b'"a b=+"@x.example: a@y.example\n')
-        expanded = book.expand(Envelope(SENDER, (Address('"a b=+"@x.example', "x.example"),)))
+        expanded = book.expand(Envelope(SENDER, (Address('"a b=+"@x.example', "x.example"),)), True)
         assert isinstance(expanded, Envelope)
         self.assertEqual(expanded.requests["a@y.example"].original_recipient, 'rfc822;"a+20b+3D+2B"@x.example')
 
@@ -142,7 +258,7 @@ class AliasesTest(SynchronousTestCase):
         book = aliases(lists)
         recipients = tuple(address(f"l{n}@x.example") for n in range(MOST_RECIPIENTS // FAN_OUT + 1))
         self.assertEqual(len(texts(book, *(each.text for each in recipients[1:]))), MOST_RECIPIENTS)
-        refusal = book.expand(Envelope(SENDER, recipients))
+        refusal = book.expand(Envelope(SENDER, recipients), True)
         assert isinstance(refusal, Reply)
         self.assertEqual((refusal.code, refusal.enhanced), (452, "4.5.3"))
 
@@ -191,11 +307,35 @@ class AliasesTest(SynchronousTestCase):
         path.write_bytes(b"\xef\xbb\xbfbob: b@x.example\r\n# end\r\n")
         book.load(str(path))
         self.assertEqual(texts(book, "bob@localhost", "root@localhost"), ["b@x.example", "root@localhost"])
+        path.write_bytes(b"bob: c@x.example\n")
+        book.load(str(path))
+        self.assertEqual(texts(book, "bob@localhost"), ["c@x.example"])
         book.load("")
         self.assertFalse(book.knows(address("bob@localhost")))
 
 
 NODES = [f"n{number}@x.example" for number in range(6)]
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from([*NODES, "@x.example", "@z.example"]),
+        st.lists(st.sampled_from([*NODES, "n1@z.example", "out@y.example"]), min_size=1, max_size=4),
+        max_size=6,
+    ),
+    st.booleans(),
+    st.permutations([*NODES, "N1@x.example", "n1@z.example", "stranger@x.example", "other@x.example", "w@z.example"]),
+)
+def test_what_is_remembered_is_right(graph: dict[str, list[str]], keeps: bool, asked: list[str]) -> None:
+    """Whatever was asked before, in any order: an alias stands for the same as when it is the first that is asked."""
+    if keeps and "@z.example" in graph:
+        graph["@z.example"].append("@x.example")
+    text = "".join(f"{left}: {', '.join(right)}\n" for left, right in graph.items()).encode()
+    book, forgetful = aliases(text), aliases(text)
+    for each in asked:
+        forgetful._forget()
+        assert set(texts(book, each)) == set(texts(forgetful, each)), each
 
 
 @given(

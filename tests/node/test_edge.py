@@ -127,10 +127,32 @@ class EdgeTest(SynchronousTestCase):
     def test_loop(self) -> None:
         """Too many Received fields: 554 5.4.6, and nothing is queued, also when the content is large."""
         loop = b"Received: from a by b; x\r\n" * 120
-        for content in (loop + CONTENT, loop + CONTENT + b"x" * (2 * PIECE)):
+        spaced = b"Received \t: from a by b; x\r\n" * 50
+        for content in (loop + CONTENT, loop + CONTENT + b"x" * (2 * PIECE), spaced + CONTENT):
             reply = result(self.give(to("example.com"), content))
             self.assertEqual((reply.code, reply.enhanced), (554, "5.4.6"))
         self.assertEqual(self.all_items(), [])
+        for few in (spaced[:-30], b"Received-SPF: x\r\n" * 60):
+            self.assertEqual(result(self.give(to("example.com"), few + CONTENT)).code, 250)
+
+    def test_small_pieces(self) -> None:
+        """A client that sends two octets at a time does not make them cost many times their size; nothing is lost or moved, whatever the
+        sizes are."""
+        sink = self.sink(to("example.com"))
+        sink.write(CONTENT)
+        small = b"".join(b"%x" % (n % 16) + b"y" for n in range(100_000))
+        for at in range(0, len(small), 2):
+            sink.write(small[at : at + 2])
+        self.assertLess(len(sink._pieces), len(small) // 64)
+        for size in (1, 3, 5000, PIECE - 1, PIECE + 1, 2):
+            for _ in range(70 if size < 100 else 2):
+                small += b"z" * size
+                sink.write(b"z" * size)
+        self.assertEqual(result(sink.finish()).code, 250)
+        (item,) = self.all_items()
+        stored = self.stored(item)
+        self.assertTrue(stored.endswith(CONTENT + small))
+        self.assertEqual(len(stored), item.size)
 
     def test_header_limits(self) -> None:
         """A header that is too large is 552 5.3.4, one with too many fields 554 5.6.0, whatever the body; up to the limit it passes,

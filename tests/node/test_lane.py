@@ -142,6 +142,7 @@ class Node:
             taken=self.taken.append,
             crowd=self.crowd,
             draining=lambda: self.is_draining,
+            sign_anew=lambda content: content,
         )
         for domain in domains:
             world.own(domain)

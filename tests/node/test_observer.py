@@ -92,7 +92,7 @@ def test_sessions_are_counted_by_tls_version(world: World) -> None:
     """A version that we do not know makes no new series."""
     for version in ("TLSv1.2", "TLSv9", None):
         tls = TLSFacts(version, "x") if version else None
-        world.observer.connection_closed(evolve(PLAIN, tls=tls), 1.0, 0)
+        world.observer.connection_closed(evolve(PLAIN, tls=tls), 1.0, 0, 0, "quit")
     assert {name: count.value for name, count in world.metrics.smtp_tls_sessions.items()} == {
         "TLSv1.2": 1,
         "TLSv1.3": 0,
@@ -103,9 +103,9 @@ def test_sessions_are_counted_by_tls_version(world: World) -> None:
 
 def test_a_refused_message_is_one_line_with_its_size(world: World) -> None:
     """And a message that was queued has its line from the edge, not from here."""
-    world.observer.message(SECURE, Reply.of(250, "2.0.0", "queued as x"), 100, 0.1)
+    world.observer.message(SECURE, Reply.of(250, "2.0.0", "queued as x"), 100, 0.1, "a@example.com")
     assert world.written == []
-    world.observer.message(SECURE, Reply.of(554, "5.6.0", "Bare newline"), 4321, 0.1)
+    world.observer.message(SECURE, Reply.of(554, "5.6.0", "Bare newline"), 4321, 0.1, "a@example.com")
     event = world.told()
     assert (event["event"], event["stage"], event["size"], event["user"], event["via"]) == (
         "message_refused",
@@ -114,6 +114,7 @@ def test_a_refused_message_is_one_line_with_its_size(world: World) -> None:
         "alice",
         "10.0.0.9",
     )
+    assert (event["reverse_path"], event["forward_path"]) == ("a@example.com", "")
     assert event["tls"].startswith("TLSv1.3")
     assert world.metrics.smtp_messages["refused"].value == 1
     assert world.metrics.smtp_rejects["content"].value == 1

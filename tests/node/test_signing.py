@@ -149,6 +149,18 @@ def test_nobody_signs(tmp_path: Path) -> None:
     assert counted[4:] == ["signed"]
 
 
+def test_signed_anew(keys: Keys, signer: Signer) -> None:
+    """A content that was converted after it was signed verifies again, with each signature once; what others signed stays."""
+    converted = signer.sign(LETTER, NOW).replace(b"Gr", b"=47r").replace(b"\r\n\r\n", b"\r\n\r\nconverted\r\n", 1)
+    assert verified(converted, keys.records) == [False, False]
+    anew = signer.sign_anew(converted, NOW + 60)
+    assert verified(anew, keys.records) == [True, True]
+    assert anew.count(b"DKIM-Signature:") == 2
+    foreign = signer.sign(LETTER, NOW).replace(b"d=example.net", b"d=elsewhere.test")
+    assert signer.sign_anew(foreign, NOW) == foreign
+    assert signer.sign_anew(LETTER, NOW) == LETTER
+
+
 def test_in_pieces(signer: Signer) -> None:
     """The body may come in pieces of any size, and the fields without the trace field that is added later."""
     whole = signer.sign(LETTER, NOW)[: -len(LETTER)]

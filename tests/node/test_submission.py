@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from relaycluster.interfaces import Login
 from relaycluster.mail import trace
 from relaycluster.mail.address import NULL, Address
-from relaycluster.mail.envelope import Envelope, MessageClass
+from relaycluster.mail.envelope import Envelope, MessageClass, Notify, NotifyRequest
 from relaycluster.mail.header import HeaderField, split_fields
 from relaycluster.mail.reply import Reply
 from relaycluster.mail.session import Session, TLSFacts
@@ -22,7 +23,7 @@ from relaycluster.node.aliases import Aliases
 from relaycluster.node.allowance import wait
 from relaycluster.node.edge import Edge, EdgeSettings
 from relaycluster.node.message import PIECE
-from relaycluster.node.submission import Submitted, submitted
+from relaycluster.node.submission import AUTHOR_OCTETS, MOST_AUTHORS, MOST_IDN, Submitted, submitted
 from relaycluster.policy.account import Account
 from relaycluster.policy.rate import Rate
 from tests.node.dkim_world import Keys, verified
@@ -215,7 +216,18 @@ class SubmissionTest(SynchronousTestCase):
             (b"From: =?utf-8?q?Boss?= <Ann@Example.NET>, x@a.example.net\r\n", 250),
             ("From: \u00fc@a.example.net\r\n".encode(), 250),
             (b"", 250),
-            (b"Sender: boss@example.com\r\n", 250),
+            (b"Sender: boss@example.com\r\n", 553),
+            (b"Resent-From: boss@example.com\r\nSender: ann@example.net\r\n", 553),
+            (b"Sender: Ann <ann@example.net>\r\n", 250),
+            (b"Sender: boss@example.com\r\nFrom: ann@example.net\r\n", 250),
+            (b'From: "Boss, the" =?utf-8?q?x?= (c (d)) <ann@example.net>, T: x@a.example.net;\r\n', 250),
+            (b"From:\r\n\tAnn\r\n <ann@example.net>\r\n", 250),
+            (b"From: [<boss@example.com>] <ann@example.net>\r\n", 553),
+            (b"From: <ann@example.net> [, boss@example.com, ]\r\n", 553),
+            (b"From: <@x,boss@example.com:ann@example.net>\r\n", 553),
+            (b'From: a\\" <boss@example.com>, " <ann@example.net>\r\n', 553),
+            (b"From: ann@example.net (, boss@example.com\r\n", 553),
+            (b"From: =?utf-8?q?boss=40example.com?=@a.example.net\r\n", 553),
             (b"From: boss@example.com\r\n", 553),
             (b"From: ann@example.net, boss@example.com\r\n", 553),
             (b"From: ann@example.net\r\nFROM : boss@example.com\r\n", 553),
@@ -246,6 +258,52 @@ class SubmissionTest(SynchronousTestCase):
         for session in (OURS, evolve(USER, user="bob")):
             self.assertEqual(self.send(session, b"From: boss@example.com, x\r\n\r\n").code, 250)
             self.stored()
+
+    def test_lines_that_are_no_fields(self) -> None:
+        """In which another reader may find an author: of a user who may not send as anybody they are refused; of others they stay,
+        and such a header is never signed."""
+        directory = Path(self.mktemp())
+        directory.mkdir()
+        keys = Keys(directory)
+        keys.add("s1._domainkey.example.net")
+        for signer in (None, keys.signer()):
+            self.edge = self.an_edge(signer=signer)
+            for line in (
+                b"From\r\n : boss@example.com",
+                b"From\0: x@y",
+                b"\0From: x@y",
+                b"From\x0b: x@y",
+                b"From\xa0: x@y",
+                b"x",
+            ):
+                for header in (line + b"\r\nFrom: ann@example.net\r\n", b"From: ann@example.net\r\n" + line + b"\r\n"):
+                    reply = self.send(USER, header + b"\r\nbody\r\n")
+                    self.assertEqual((reply.code, reply.enhanced), (554, "5.6.0"), line)
+                    for session in (OURS, evolve(USER, user="bob")):
+                        self.assertEqual(self.send(session, header + b"\r\nbody\r\n").code, 250)
+                        self.assertNotIn(b"DKIM-Signature", self.stored()[1])
+
+    def test_authors_have_a_limit(self) -> None:
+        """What it costs to look at them is bounded; up to that they are looked at, all of them."""
+        many = b", ".join(b"a%d@a.example.net" % n for n in range(MOST_AUTHORS))
+        for header, code in (
+            (b"From: " + many + b"\r\n", 250),
+            (b"From: " + many + b", ann@example.net\r\n", 554),
+            (b"From: " + many + b"\r\nFROM: ann@example.net\r\n", 554),
+            (b"From: " + many.replace(b"a999@a", b"a999@b") + b"\r\n", 250),
+            (b"From: " + many.replace(b"a999@a.", b"a999@") + b"\r\n", 553),
+            (b"From: (" + b"x" * AUTHOR_OCTETS + b") ann@example.net\r\n", 554),
+            (b"From: ann@example.net\r\n" * 2000, 554),
+            (b"From: " + b"<" * 120_000 + b"\r\n", 554),
+            ("From: " + ", ".join(f"a@\u00fc{n % MOST_IDN}.example.net" for n in range(900)) + "\r\n", 250),
+            ("From: " + ", ".join(f"a@\u00fc{n}.example.net" for n in range(MOST_IDN + 1)) + "\r\n", 554),
+        ):
+            self.settings = evolve(self.settings, header_fields=5000)
+            self.edge.use(self.edge.access, self.settings)
+            octets = header.encode() if isinstance(header, str) else header
+            self.assertEqual(self.send(USER, octets + b"\r\nbody\r\n").code, code, header[-60:])
+            if code == 250:
+                self.stored()
 
     # Signatures
 
@@ -402,6 +460,86 @@ class SubmissionTest(SynchronousTestCase):
             self.assertEqual((request[0][2:], request[1].original_recipient), (domain, "rfc822;r@relay.example"))
         head = result(self.world.queue.content(items["x.example"], 0))
         self.assertIn(b"for <r@relay.example>", head)
+
+    def test_too_many_behind_aliases(self) -> None:
+        """RCPT is answered 452 as soon as what is behind is too much for one message; what the client refused is not counted for the
+        next message of the session, nor for another session."""
+        path = self.mktemp()
+        with open(path, "w") as file:
+            for number in range(11):
+                file.write(
+                    f"l{number}@relay.example: " + ", ".join(f"m{n}@y{number}.example" for n in range(1000)) + "\n"
+                )
+        self.aliases.load(path)
+
+        def answers(session: Session) -> list[int]:
+            self.edge.mail(session, SENDER, None)
+            asked = [
+                Address(f"{name}@relay.example", "relay.example")
+                for name in (*(f"l{n}" for n in range(11)), "l10", "x")
+            ]
+            return [self.code(self.edge.recipient(session, SENDER, each)) for each in asked]
+
+        expected = [0] * 10 + [452, 452, 0]
+        for session in (OURS, MX, evolve(MX), evolve(USER), evolve(MX, id="s2")):
+            self.assertEqual(answers(session), expected)
+        self.assertEqual(answers(MX), expected)
+        other = evolve(MX, id="s3")
+        self.assertEqual(
+            self.code(self.edge.recipient(other, SENDER, Address("l10@relay.example", "relay.example"))), 0
+        )
+        # Who is not asked about costs no rate.
+        self.accounts.known["ann"] = evolve(ANN, recipients=Rate.parse_allowance("11/h"))
+        self.assertEqual(answers(USER), expected)
+
+    def test_counting_ends_with_the_session(self) -> None:
+        """Nothing of a session stays that goes without a word."""
+        path = self.mktemp()
+        with open(path, "w") as file:
+            file.write("l@relay.example: a@x.example\n")
+        self.aliases.load(path)
+        session = evolve(MX, id="s9")
+        self.edge.recipient(session, SENDER, Address("l@relay.example", "relay.example"))
+        self.assertEqual(len(self.edge._crowds), 1)
+        del session
+        gc.collect()
+        self.assertEqual(len(self.edge._crowds), 0)
+
+    def test_success_of_an_alias(self) -> None:
+        """A stranger does not hear who is behind an alias; who submits does."""
+        path = self.mktemp()
+        with open(path, "w") as file:
+            file.write("all@relay.example: a@x.example, b@x.example\n")
+        self.aliases.load(path)
+        success = frozenset({Notify.SUCCESS, Notify.FAILURE})
+        for session, expected in ((MX, {Notify.FAILURE}), (OURS, success), (USER, success)):
+            envelope = evolve(to("all@relay.example"), requests={"all@relay.example": NotifyRequest(success)})
+            sink = self.edge.data(session, envelope, lambda _: None)
+            assert not isinstance(sink, Reply)
+            sink.write(WHOLE + b"\r\n")
+            self.assertEqual(result(sink.finish()).code, 250)
+            item, _ = self.stored()
+            self.assertEqual([request.notify for request in item.envelope.requests.values()], [expected] * 2)
+
+    def test_changes_before_data(self) -> None:
+        """DATA asks again: an alias that is gone leaves `<postmaster>` nowhere, and a network that is gone may not send."""
+        path = self.mktemp()
+        with open(path, "w") as file:
+            file.write("postmaster: a@x.example\n")
+        self.aliases.load(path)
+        self.assertEqual(self.code(self.edge.recipient(MX, SENDER, Address("postmaster", ""))), 0)
+        self.assertEqual(self.send(MX, WHOLE + b"\r\n", "r@relay.example").code, 250)
+        self.stored()
+        self.aliases.load("")
+        envelope = Envelope(SENDER, (Address("postmaster", ""),))
+        answer = self.edge.data(MX, envelope, lambda _: None)
+        assert isinstance(answer, Reply)
+        self.assertEqual(answer.code, 451)
+        self.edge.use(Access.of({}, ["relay.example"]))
+        self.assertEqual(self.send(OURS, WHOLE + b"\r\n").code, 530)
+        for session in (MX, USER):
+            self.assertEqual(self.send(session, WHOLE + b"\r\n", "r@relay.example").code, 250)
+            self.stored()
 
     def test_authenticate(self) -> None:
         """AUTH is the login's to answer for submission, and nobody's on an mx listener."""

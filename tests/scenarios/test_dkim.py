@@ -9,9 +9,10 @@ import pytest
 
 from tests.node.dkim_world import LETTER, NOW, ODD, Keys
 from tests.scenarios.dkim_verifiers import VERIFIERS, Results
-from tests.support.nodes import Cluster
+from tests.support.nodes import Cluster, smarthost
 from tests.support.postfix import Postfix
 from tests.support.processes import Processes
+from tests.support.redis_server import RedisServer
 from tests.support.sink import Rule, Sink
 
 RSA = "s1._domainkey.example.net"
@@ -106,3 +107,21 @@ def test_the_relay(processes: Processes, tmp_path: Path, keys: Keys, sink: Sink,
     assert edge.metric("dkim_signatures_total", result="signed") == len(messages) + 2
     signed = [tuple(event["signed"]) for event in edge.events_named("message_queued")]
     assert signed.count((RSA, EDWARDS)) == len(messages) + 1
+
+
+def test_behind_a_conversion(processes: Processes, redis: RedisServer, tmp_path: Path, keys: Keys) -> None:
+    """A next hop without 8BITMIME gets the message in seven bits (RFC 6152 section 3), with signatures that fit what it gets."""
+    seven = Sink(processes, keep=True, extensions={"*": ("PIPELINING", "SIZE 0")}).start()
+    node = (
+        Cluster(processes, redis, {"destination": [smarthost(seven.endpoints)], "dkim": dkim_tables(keys)})
+        .node("node")
+        .start()
+    )
+    head = b"MIME-Version: 1.0\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n"
+    message = complete(head + b"From: ann@example.net\r\nSubject: eight bits\r\n\r\n" + "Grüße\r\n".encode())
+    with smtplib.SMTP("127.0.0.1", node.smtp_port) as client:
+        client.sendmail("ann@example.net", ["bob@example.org"], message, ["BODY=8BITMIME"])
+    (received,) = seven.wait_for(1, 60, watched=[node.process])
+    assert received.content.isascii()
+    for verifier in VERIFIERS:
+        assert [sorted(result) for result in judged(verifier, tmp_path, keys, [received.content])] == [sorted(BOTH)]

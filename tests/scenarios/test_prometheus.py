@@ -14,6 +14,7 @@ from tests.support.deployment import DEPLOY, dashboard_queries, replaced, write
 from tests.support.load import Load, over_domains
 from tests.support.nodes import Cluster
 from tests.support.processes import Process, Processes, free_port, wait_until
+from tests.support.secured import certificate_files
 from tests.support.sink import Rule, Sink
 
 
@@ -61,7 +62,9 @@ class Prometheus:
 def test_the_dashboard_shows_data(processes: Processes, cluster: Cluster, sink: Sink) -> None:
     """After a little of everything (delivered, deferred, bounced, refused), no panel is empty."""
     programs.require("prometheus")
-    nodes = [cluster.node("a"), cluster.node("b")]
+    files = certificate_files(processes.directory, "relay.test")
+    tls = {"tls": {"certificate": str(files.certificate), "key": str(files.key)}}
+    nodes = [cluster.node("a", over=tls), cluster.node("b", over=tls)]
     cluster.start()
     prometheus = Prometheus(processes, [node.http for node in nodes])
     wait_until(

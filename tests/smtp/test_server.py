@@ -611,6 +611,23 @@ def test_errors_may_be_limited_while_the_session_goes_on() -> None:
     assert closing.reply.code == 421
 
 
+@pytest.mark.parametrize(
+    "command", [b"NOOP", b"RSET", b"HELP", b"VRFY x", b"EHLO again.example", b"MAIL FROM:<a@b.example>\r\nRSET"]
+)
+def test_commands_that_bring_no_message_are_limited(command: bytes) -> None:
+    """A session that only keeps us busy ends with 421; one that brings a message in between has all of them anew."""
+    conversation = greeted(fruitless_commands=6)
+    conversation.receive_data((command + b"\r\n") * 7)
+    events = run(conversation)
+    assert isinstance(events[-1], CloseAfterSend)
+    assert events[-1].reply.code == 421
+    busy = greeted(fruitless_commands=6)
+    for _ in range(5):
+        busy.receive_data(b"NOOP\r\n" * 3 + RECIPIENTS + b"DATA\r\nx\r\n.\r\n")
+        assert not isinstance(run(busy)[-1], CloseAfterSend)
+    assert busy.refusals == 0
+
+
 def test_a_chunk_keeps_its_verdict() -> None:
     """A message in chunks gets its 552 though the errors are at their limit; a client that then goes on and on gets 421."""
     conversation = greeted(errors=1, message_size_bytes=10)
