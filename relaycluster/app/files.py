@@ -12,12 +12,12 @@ from relaycluster import events
 from relaycluster.config import Config
 from relaycluster.events import EventLog
 from relaycluster.mail.trace import date_time
-from relaycluster.metrics import Metrics
+from relaycluster.metrics import Metrics, SigningResult
 from relaycluster.net.server_tls import ServerTLS
 from relaycluster.node import named_files
 from relaycluster.node.accounts import Accounts
 from relaycluster.node.aliases import Aliases
-from relaycluster.node.signing import Signer, SigningResult
+from relaycluster.node.signing import Signer
 from relaycluster.node.watch import FileWatch
 
 PASSWORD_THREADS = 2

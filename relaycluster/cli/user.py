@@ -234,7 +234,7 @@ def _row(one: User) -> dict[str, Any]:
         "senders": list(account.senders) or ["any"],
         "messages": render_rate(account.messages) if account.messages else "",
         "recipients": render_rate(account.recipients) if account.recipients else "",
-        "class": account.message_class.name.lower() if account.message_class else "",
+        "class": account.message_class.label if account.message_class else "",
     }
 
 

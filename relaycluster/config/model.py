@@ -41,7 +41,7 @@ from relaycluster.config.values import (
     Whole,
     Workers,
 )
-from relaycluster.mail.envelope import MessageClass
+from relaycluster.mail.envelope import CLASSES, MessageClass
 from relaycluster.mail.queue_id import MOST_PARTITIONS
 from relaycluster.policy.routing import DestinationSettings, RouteTable
 
@@ -251,7 +251,7 @@ class Listener(Section):
     @property
     def priority(self) -> MessageClass:
         """`message_class` as the queue knows it."""
-        return MessageClass[self.message_class.upper()]
+        return CLASSES[self.message_class]
 
 
 class SNI(Section):

@@ -26,6 +26,16 @@ class MessageClass(Enum):
     NORMAL = 1
     BULK = 2
 
+    label: str
+    """As people write it: `urgent`, `normal`, `bulk`."""
+
+
+for _class in MessageClass:
+    _class.label = _class.name.lower()
+
+CLASSES: Final[Mapping[str, MessageClass]] = MappingProxyType({each.label: each for each in MessageClass})
+"""By label."""
+
 
 class Ret(Enum):
     """The RET parameter of MAIL: how much of the message comes back with a failure (RFC 3461 4.3)."""

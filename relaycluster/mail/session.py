@@ -12,6 +12,10 @@ class TLSFacts:
     version: str
     cipher: str
 
+    def __str__(self) -> str:
+        """Both, for logs and `Received:`."""
+        return f"{self.version} {self.cipher}"
+
 
 @frozen
 class Session:

@@ -84,7 +84,7 @@ def received(session: Session, envelope: Envelope, hostname: str, queue_id: str,
         protocol = _UTF8_PROTOCOLS[tls is not None, bool(user)]
     else:
         protocol = _PROTOCOLS.get((session.esmtp, tls is not None, bool(user)), "SMTP")
-    with_clause = f"with {protocol} ({tls.version} {tls.cipher})" if tls is not None else f"with {protocol}"
+    with_clause = f"with {protocol} ({tls})" if tls is not None else f"with {protocol}"
     clauses = [f"by {hostname}", with_clause, f"id {queue_id}"]
     recipients = envelope.recipients
     if len(recipients) == 1:

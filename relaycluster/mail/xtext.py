@@ -20,6 +20,16 @@ def decoded(xtext: str) -> str:
     )
 
 
+def encoded(text: str) -> str:
+    """ASCII as xtext: printable characters as they are, except for `+`, `=` and the space."""
+    return "".join(c if "!" <= c <= "~" and c not in "+=" else f"+{ord(c):02X}" for c in text)
+
+
+def orcpt_of(address: str) -> str:
+    """The ORCPT parameter for a recipient, fit for any host; RFC 6533 3 has a type of its own for what is not ASCII."""
+    return f"rfc822;{encoded(address)}" if address.isascii() else f"{_UTF8};{in_ascii(address)}"
+
+
 def original_recipient(orcpt: str) -> str:
     """What an ORCPT parameter stands for, `type;address`, the address as its people write it."""
     kind, semicolon, address = orcpt.partition(";")

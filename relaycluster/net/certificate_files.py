@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -75,7 +75,7 @@ def read_certificate(files: CertificateFiles, now_epoch_seconds: float, *, also_
     _check_time(path, lines, chain, now_epoch_seconds, also_expired)
     names = _names(chain[0])
     for name in files.names:
-        if not _is_named(name.lower().rstrip("."), names):
+        if not is_named(name.lower().rstrip("."), names):
             borne = ", ".join(names) or "no host at all"
             raise FileTrouble(
                 path, lines[0], f"the certificate does not name {name}, for which it is to be shown, but {borne}"
@@ -186,7 +186,9 @@ def _names(certificate: x509.Certificate) -> tuple[str, ...]:
     return tuple(name.lower().rstrip(".") for name in names)
 
 
-def _is_named(name: str, names: tuple[str, ...]) -> bool:
+def is_named(name: str, names: Container[str]) -> bool:
+    """Whether a host name is one of those that a certificate bears; all in lower case. A wildcard stands for exactly one label, the
+    leftmost (RFC 6125 6.4.3)."""
     return name in names or (not name.startswith("*.") and f"*.{name.partition('.')[2]}" in names)
 
 

@@ -12,7 +12,8 @@ from twisted.internet.protocol import Factory
 from relaycluster.interfaces import IIntake
 from relaycluster.mail.reply import Reply
 from relaycluster.mail.session import Session
-from relaycluster.net.inbound_observer import InboundObserver, ProxyResult, SilentObserver
+from relaycluster.metrics import ProxyResult
+from relaycluster.net.inbound_observer import InboundObserver, SilentObserver
 from relaycluster.net.inbound_protocol import InboundProtocol
 from relaycluster.net.inbound_sessions import InboundSessions, SessionLimits
 from relaycluster.net.peer import Origin

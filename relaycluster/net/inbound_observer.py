@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from relaycluster.mail.reply import Reply
 from relaycluster.mail.session import Session
-
-ProxyResult = Literal["client", "health", "untrusted", "malformed", "timeout"]
-"""What a PROXY header said: who the client is, or that the balancer itself asks; or why the connection was closed."""
+from relaycluster.metrics import ProxyResult
 
 
 class InboundObserver(Protocol):

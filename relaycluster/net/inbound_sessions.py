@@ -10,7 +10,8 @@ from attrs import field, frozen
 from twisted.internet.defer import Deferred
 
 from relaycluster.mail.reply import Reply
-from relaycluster.net.client_rates import ClientRates, client_of
+from relaycluster.net.client_rates import ClientRates
+from relaycluster.policy.client import client_of
 from relaycluster.policy.rate import Rate
 
 

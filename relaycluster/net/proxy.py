@@ -16,8 +16,8 @@ from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from relaycluster.metrics import ProxyResult
 from relaycluster.net.inbound import InboundFactory
-from relaycluster.net.inbound_observer import ProxyResult
 from relaycluster.net.inbound_protocol import InboundProtocol
 from relaycluster.net.peer import Origin, origin_of
 from relaycluster.net.proxy_header import ProxyHeader, ProxyHeaderError, parse

@@ -32,7 +32,7 @@ from relaycluster.interfaces import FileTrouble
 from relaycluster.mail.address import Address
 from relaycluster.mail.envelope import NO_REQUESTS, Envelope, Notify, NotifyRequest
 from relaycluster.mail.reply import Reply
-from relaycluster.mail.xtext import in_ascii
+from relaycluster.mail.xtext import orcpt_of
 from relaycluster.smtp.grammar import GrammarError, parse_mailbox
 
 FAN_OUT: Final = 1000
@@ -350,20 +350,13 @@ def _logical_lines(path: str) -> Iterator[tuple[int, str]]:
 def _with_orcpt(request: NotifyRequest | None, asked: str) -> NotifyRequest:
     if request is not None and request.original_recipient:
         return request
-    # RFC 6533 3: a type of its own for what is not ASCII.
-    original = f"rfc822;{_xtext(asked)}" if asked.isascii() else f"utf-8;{in_ascii(asked)}"
-    return NotifyRequest(request.notify if request is not None else None, original)
+    return NotifyRequest(request.notify if request is not None else None, orcpt_of(asked))
 
 
 def _without_success(request: NotifyRequest | None) -> NotifyRequest | None:
     if request is None or request.notify is None or Notify.SUCCESS not in request.notify:
         return request
     return evolve(request, notify=request.notify - {Notify.SUCCESS})
-
-
-def _xtext(text: str) -> str:
-    """RFC 3461 4: printable ASCII as it is, except for `+`, `=` and the space."""
-    return "".join(c if "!" <= c <= "~" and c not in "+=" else f"+{ord(c):02X}" for c in text)
 
 
 def _merged(first: NotifyRequest | None, second: NotifyRequest | None) -> NotifyRequest | None:

@@ -8,7 +8,7 @@ from twisted.python.failure import Failure
 from relaycluster.interfaces import IThrottle, QueueError
 from relaycluster.mail.reply import Reply
 from relaycluster.policy.account import Account
-from relaycluster.policy.backoff import client_of
+from relaycluster.policy.client import client_of
 from relaycluster.policy.rate import Rate
 
 _UNKNOWN = Reply.of(451, "4.3.0", "The rate of mail can not be looked up now, try again later")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final
 from weakref import WeakKeyDictionary
 
 from attrs import field, frozen
@@ -26,12 +26,11 @@ from relaycluster.node.access import NO_MAILBOX, SUBMISSION, Access
 from relaycluster.node.aliases import TOO_MANY, Aliases, Crowd
 from relaycluster.node.allowance import Allowances
 from relaycluster.node.delivery import Delivery
+from relaycluster.node.login import LoginCheck
 from relaycluster.node.message import PIECE, Lease, MessageSink
-from relaycluster.node.submission import Signer
+from relaycluster.node.signing import Signer
 from relaycluster.policy.account import Account
 from relaycluster.policy.rate import Rate
-
-__all__ = ["Edge", "EdgeSettings", "LoginCheck"]
 
 CANCEL_SECONDS = 1.0
 
@@ -43,13 +42,6 @@ _NORMAL: Final = MessageClass.NORMAL  # an Enum's member costs a look-up each ti
 
 # Room for our own trace field and what is added: a header that is within the limit lies within the first piece.
 _MOST_HEADER_OCTETS: Final = PIECE - 4096
-
-
-class LoginCheck(Protocol):
-    """Who it is that authenticates."""
-
-    def authenticate(self, session: Session, login: Login) -> Deferred[str | Reply]:
-        """As `IIntake.authenticate`."""
 
 
 @frozen
@@ -132,18 +124,11 @@ class Edge:
             return refusal
         if self._aliases.entries:
             self._crowds.pop(session, None)
-        account: Account | None = None
-        if session.mode == SUBMISSION:
-            if session.user:
-                account = self._account(session)
-                if account is None:
-                    return _NO_ACCOUNT
-                if not account.may_send_as(reverse_path):
-                    return _SENDER
-            else:
-                refusal = self._client(session.listener, session.peer_address, session.via)
-                if refusal is not None:
-                    return refusal
+        account = self._submitter(session)
+        if isinstance(account, Reply):
+            return account
+        if account is not None and not account.may_send_as(reverse_path):
+            return _SENDER
         rate = self.settings.messages_per_client
         if rate is None and account is None:
             return None
@@ -159,16 +144,9 @@ class Edge:
             refusal = self.access.stranger(forward_path)
             if refusal is not None:
                 return refusal
-        account: Account | None = None
-        if session.mode == SUBMISSION:
-            if session.user:
-                account = self._account(session)
-                if account is None:
-                    return _NO_ACCOUNT
-            else:
-                refusal = self._client(session.listener, session.peer_address, session.via)
-                if refusal is not None:
-                    return refusal
+        account = self._submitter(session)
+        if isinstance(account, Reply):
+            return account
         if self._aliases.entries and self._aliases.knows(forward_path):
             crowd = self._crowds.get(session)
             if crowd is None:
@@ -181,28 +159,27 @@ class Edge:
         refusal = self.refusal()
         if refusal is not None:
             return refusal
+        account = self._submitter(session)
+        if isinstance(account, Reply):
+            return account
         message_class = self.settings.classes.get(session.listener, _NORMAL)
-        account: Account | None = None
-        if session.mode == SUBMISSION:
-            if session.user:
-                account = self._account(session)
-                if account is None:
-                    return _NO_ACCOUNT
-                if account.message_class is not None:
-                    message_class = account.message_class
-            else:
-                refusal = self._client(session.listener, session.peer_address, session.via)
-                if refusal is not None:
-                    return refusal
+        if account is not None and account.message_class is not None:
+            message_class = account.message_class
         # Who may submit is one of ours, whoever else comes a stranger.
         expanded = self._aliases.expand(envelope, session.mode == SUBMISSION)
         if isinstance(expanded, Reply):
             return expanded
         return MessageSink(self, session, envelope, expanded, throttle, account, message_class)
 
-    def _account(self, session: Session) -> Account | None:
-        """What the session's user may do now."""
-        return self._accounts.account(session.user) if self._accounts is not None else None
+    def _submitter(self, session: Session) -> Account | Reply | None:
+        """Who hands in on a listener for submission, asked anew each time: what the session's user may do now, None for a client that
+        needs no AUTH, else the refusal. None on other listeners, where everybody is a stranger."""
+        if session.mode != SUBMISSION:
+            return None
+        if not session.user:
+            return self._client(session.listener, session.peer_address, session.via)
+        account = self._accounts.account(session.user) if self._accounts is not None else None
+        return account if account is not None else _NO_ACCOUNT
 
     # Enqueues without an answer
 

@@ -624,7 +624,7 @@ class Lane:
                 target.host,
                 f"{target.address}:{target.port}",
                 stage.value,
-                f"{tls.version} {tls.cipher}" if tls else "",
+                str(tls) if tls is not None else "",
                 seconds,
                 str(result.reply),
             )

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from enum import Enum
-from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from attrs import frozen
@@ -26,7 +25,8 @@ from relaycluster.mail.reply import Reply
 from relaycluster.mail.session import Session
 from relaycluster.node.accounts import TooManyChecks
 from relaycluster.node.users_file import key_of
-from relaycluster.policy.backoff import client_of, subjects
+from relaycluster.policy.backoff import subjects
+from relaycluster.policy.client import client_of
 
 _log = Logger()
 
@@ -41,8 +41,6 @@ CHECKS_PER_CLIENT = 4
 NOTED_SECONDS = 3600.0
 """A pair that logged in is told to the store again only after so long."""
 _MOST_NOTED = 10_000
-
-_client_of = lru_cache(maxsize=4096)(client_of)
 
 
 class LoginResult(Enum):
@@ -116,7 +114,7 @@ class LoginCheck:
 
     def authenticate(self, session: Session, login: Login) -> Deferred[str | Reply]:
         """The user's name as the users file writes it, or the refusal. Never fails."""
-        check = _Check(session, login, self._clock.seconds(), _client_of(session.peer_address))
+        check = _Check(session, login, self._clock.seconds(), client_of(session.peer_address))
         turn = self._turns.take(check.client)
         return self._look(None, check) if turn is None else turn.addCallback(self._look, check)
 

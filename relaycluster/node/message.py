@@ -20,8 +20,9 @@ from relaycluster.mail.item import Claim, Item
 from relaycluster.mail.reply import Reply
 from relaycluster.mail.session import Session
 from relaycluster.node.access import SUBMISSION
+from relaycluster.node.signing import Signing
 from relaycluster.node.spread import by_domain, fan_out, until_certain
-from relaycluster.node.submission import Signing, submitted
+from relaycluster.node.submission import submitted
 from relaycluster.policy.account import Account
 from relaycluster.policy.cluster import Ownership
 from relaycluster.policy.ring import partition_of
@@ -45,7 +46,6 @@ _LOOP = Reply.of(554, "5.4.6", "Too many hops: this message is in a loop")
 _HEADER_TOO_LARGE = Reply.of(552, "5.3.4", "The message's header is too large")
 _TOO_MANY_FIELDS = Reply.of(554, "5.6.0", "The message's header has too many fields")
 
-_NORMAL: Final = MessageClass.NORMAL  # an Enum's member costs a look-up each time
 _WHITE: Final = frozenset({b" ", b"\t"})
 _SHORTEST_FIELD: Final = 3  # a colon and CRLF
 _continuations = re.compile(rb"\n[ \t]").findall
@@ -310,9 +310,9 @@ class MessageSink:
                 items,
                 self._size,
                 f"250 2.0.0 queued as {self._id}",
-                f"{tls.version} {tls.cipher}" if tls is not None else "",
+                str(tls) if tls is not None else "",
                 session.via,
-                "normal" if self._class is _NORMAL else self._class.name.lower(),
+                self._class.label,
                 self._signed,
             )
         )

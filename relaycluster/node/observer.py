@@ -178,4 +178,4 @@ def _peer(session: Session) -> str:
 
 
 def _tls(session: Session) -> str:
-    return f"{session.tls.version} {session.tls.cipher}" if session.tls is not None else ""
+    return str(session.tls) if session.tls is not None else ""

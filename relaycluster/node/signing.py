@@ -7,7 +7,6 @@ fallback. The first two align for DMARC (the second only as "relaxed", RFC 7489 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
-from typing import Literal, TypeAlias
 
 from attrs import frozen
 from twisted.logger import Logger
@@ -16,9 +15,8 @@ from relaycluster.interfaces import FileTrouble
 from relaycluster.mail.dkim import BodyHash, SignedHeader, SigningKey, signature_field, signed_header
 from relaycluster.mail.header import HeaderField, author_domain, split_fields
 from relaycluster.mail.trace import header_end
+from relaycluster.metrics import SigningResult
 from relaycluster.node.dkim_keys import read_key
-
-SigningResult: TypeAlias = Literal["signed", "no_key", "failed"]
 
 
 @frozen

@@ -7,12 +7,12 @@ content is looked at: MIME is the business of those who write and read it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from attrs import frozen
 
 from relaycluster.mail.address import Address
-from relaycluster.mail.envelope import MessageClass
+from relaycluster.mail.envelope import CLASSES, MessageClass
 from relaycluster.mail.header import HeaderField, certain_mailboxes, domain_of, split_fields
 from relaycluster.mail.reply import Reply
 from relaycluster.policy.account import Account
@@ -32,33 +32,7 @@ _UNCERTAIN = Reply.of(
 )
 _TOO_MANY_AUTHORS = Reply.of(554, "5.6.0", "The message has too many authors")
 _NO_FIELD = Reply.of(554, "5.6.0", "The message's header has a line that is no header field")
-_CLASSES: Final = {each.name.lower().encode(): each for each in MessageClass}
 _INSTEAD_OF_FROM: Final = frozenset({b"sender", b"resent-from"})
-
-
-class Signing(Protocol):
-    """One message that is being signed: `node/signing.py`'s."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of each signature to come, `selector._domainkey.domain`."""
-
-    def update(self, body: bytes) -> None:
-        """More of the body, cut anywhere."""
-
-    def finish(self, epoch_seconds: float) -> bytes:
-        """The signature fields, with CRLF at the end, to stand before everything else."""
-
-
-class Signer(Protocol):
-    """The keys that sign what leaves: `node/signing.py`'s."""
-
-    @property
-    def has_keys(self) -> bool:
-        """Whether anything is signed at all."""
-
-    def begin(self, fields: Sequence[HeaderField], author: str, /) -> Signing | None:
-        """Sign a message with this header by an author of this domain; None when there is no key for it."""
 
 
 @frozen
@@ -85,7 +59,7 @@ def submitted(header: bytes, account: Account | None, hostname: str, queue_id: s
             return refusal
         for field in fields:
             if field.name == RELAY_CLASS and message_class is None:
-                message_class = _CLASSES.get(field.value.lower())
+                message_class = CLASSES.get(field.value.decode("ascii", "replace").lower())
         fields = [field for field in fields if field.name != RELAY_CLASS]
     names = {field.name for field in fields}
     if b"message-id" not in names:

@@ -21,7 +21,7 @@ from attrs import frozen
 
 from relaycluster.config.values import parse_domain
 from relaycluster.interfaces import FileTrouble
-from relaycluster.mail.envelope import MessageClass
+from relaycluster.mail.envelope import CLASSES, MessageClass
 from relaycluster.node.passwords import PasswordHash
 from relaycluster.policy.account import Account
 from relaycluster.policy.rate import Rate
@@ -117,10 +117,9 @@ def _allowed(words: str) -> tuple[tuple[str, ...], Rate | None, Rate | None, Mes
 
 def parse_class(text: str) -> MessageClass:
     """`urgent`, `normal` or `bulk`; raises ValueError."""
-    names = {each.name.lower(): each for each in MessageClass}
-    if text not in names:
+    if text not in CLASSES:
         raise ValueError(f"{text[:60]!r} is not a class; write urgent, normal or bulk")
-    return names[text]
+    return CLASSES[text]
 
 
 def render_rate(rate: Rate) -> str:
@@ -142,7 +141,7 @@ def render(user: User) -> str:
     if account.recipients is not None:
         words.append(f"recipients={render_rate(account.recipients)}")
     if account.message_class is not None:
-        words.append(f"class={account.message_class.name.lower()}")
+        words.append(f"class={account.message_class.label}")
     line = f"{account.name}:{'!' if user.shut else ''}{user.password.text}"
     return f"{line}:{' '.join(words)}" if words else line
 

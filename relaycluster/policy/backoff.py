@@ -12,9 +12,10 @@ the bucket of `policy/throttle.py`: one each `forgive_ms`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv6Network, ip_address
 
 from attrs import frozen
+
+from relaycluster.policy.client import client_of
 
 PROVED_MS = 30 * 86_400_000
 """So long a user who logged in from an address is known there."""
@@ -121,17 +122,3 @@ def subjects(user: str, peer_address: str) -> tuple[str, str, str]:
     there is such a user: nothing may depend on that."""
     client = client_of(peer_address)
     return f"pair {client} {user}", f"user {user}", f"address {client}"
-
-
-def client_of(peer_address: str) -> str:
-    """Who is one client: an IPv4 address, or an IPv6 network of 64 bits, since a host has all of one (RFC 4291 2.5.4, RFC 7421). What is
-    not an address, as the name of a socket, stays as it is."""
-    try:
-        address = ip_address(peer_address.partition("%")[0])
-    except ValueError:
-        return peer_address
-    if address.version == 4:
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(IPv6Network((int(address) >> 64 << 64, 64)))

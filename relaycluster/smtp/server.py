@@ -156,8 +156,9 @@ class ServerConversation:
         self.refusals = 0
         """How many commands were refused, whatever for. Read only."""
         self.errors_limit = dialect.settings.errors
-        self.fruitless_limit = dialect.settings.fruitless_commands
         """How many permanent refusals in a row are answered; a driver may change it at any time."""
+        self.fruitless_limit = dialect.settings.fruitless_commands
+        """How many commands that bring no message nearer are answered between two messages; likewise."""
         self._draining: Reply | None = None
         self._esmtp = False
         self._dialog: AuthDialog | None = None

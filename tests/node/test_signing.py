@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from relaycluster.interfaces import FileTrouble
 from relaycluster.mail.header import author_domain, split_fields
 from relaycluster.mail.trace import header_end
+from relaycluster.metrics import SigningResult
 from relaycluster.node.dkim_keys import new_key, read_key
-from relaycluster.node.signing import DKIMKeyFile, Signer, SigningResult
+from relaycluster.node.signing import DKIMKeyFile, Signer
 from tests.node.dkim_world import LETTER, NOW, ODD, Keys, verified
 
 

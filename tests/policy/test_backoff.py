@@ -13,12 +13,12 @@ from relaycluster.policy.backoff import (
     STEPS,
     Record,
     Steps,
-    client_of,
     proved,
     steps_of,
     subjects,
     wait_ms,
 )
+from relaycluster.policy.client import client_of
 
 NOW = 1_800_000_000_000
 DAY_MS = 86_400_000

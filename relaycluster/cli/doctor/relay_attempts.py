@@ -6,9 +6,10 @@ A listener that answers one of these with 250, to a client that may not relay, i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import ip_address
 
 from attrs import frozen
+
+from relaycluster.mail.trace import address_literal
 
 # RFC 2606: nobody's, and never will be. No attempt goes beyond RCPT, so that no mail is sent anywhere.
 ELSEWHERE = "elsewhere.example"
@@ -30,8 +31,9 @@ def attempts(hostname: str, address: str, domains: Sequence[str], elsewhere: str
 
     `domains` with a wildcard count as a domain below it. Nothing here is mail for one of them.
     """
+    literal = f"[{address_literal(address)}]"
     ours = [domain.replace("*", "sub", 1) for domain in domains]
-    local = [*ours, hostname, _literal(address)]
+    local = [*ours, hostname, literal]
     stranger = f"<{PROBE}@{elsewhere}>"
     target = f"{PROBE}@{elsewhere}"
     found = [
@@ -51,7 +53,7 @@ def attempts(hostname: str, address: str, domains: Sequence[str], elsewhere: str
         Attempt("no domain", stranger, f"<{PROBE}>"),
         Attempt("server's name in EHLO", stranger, f"<{target}>", ehlo=hostname),
         Attempt("localhost in EHLO", stranger, f"<{target}>", ehlo="localhost"),
-        Attempt("own literal in EHLO", stranger, f"<{target}>", ehlo=_literal(address)),
+        Attempt("own literal in EHLO", stranger, f"<{target}>", ehlo=literal),
         Attempt("AUTH parameter", f"{stranger} AUTH={PROBE}+40{hostname}", f"<{target}>"),
         Attempt("AUTH parameter, null", f"{stranger} AUTH=<>", f"<{target}>"),
     ]
@@ -78,7 +80,3 @@ def attempts(hostname: str, address: str, domains: Sequence[str], elsewhere: str
             Attempt(f"another domain that ends as {here}", stranger, f"<{PROBE}@not{here}>"),
         ]
     return found
-
-
-def _literal(address: str) -> str:
-    return f"[IPv6:{address}]" if ip_address(address).version == 6 else f"[{address}]"

@@ -14,6 +14,7 @@ from relaycluster.cli.doctor.client import NoReply
 from relaycluster.cli.doctor.examination import Examination, reason, unverified
 from relaycluster.cli.doctor.findings import Finding, failed, ok, skipped, warning
 from relaycluster.cli.doctor.targets import Target
+from relaycluster.net.certificate_files import is_named
 
 EXPIRY_DAYS = 14
 
@@ -73,7 +74,7 @@ def _certificate(target: Target, certificate: x509.Certificate) -> Iterator[Find
     names = _names(certificate)
     if not target.hostname:
         yield ok(target.subject, "certificate's names", ", ".join(names) or "none")
-    elif any(_matches(target.hostname, name) for name in names):
+    elif is_named(target.hostname.lower(), [name.lower() for name in names]):
         yield ok(target.subject, "certificate's names", f"{target.hostname} is among them")
     else:
         yield warning(
@@ -89,12 +90,6 @@ def _names(certificate: x509.Certificate) -> list[str]:
     except x509.ExtensionNotFound:
         return []
     return found.get_values_for_type(x509.DNSName)
-
-
-def _matches(host: str, name: str) -> bool:
-    """RFC 6125 6.4: a wildcard stands for exactly one label, the leftmost."""
-    host, name = host.lower(), name.lower()
-    return host == name or (name.startswith("*.") and host.partition(".")[2] == name[2:])
 
 
 def _chain(examination: Examination) -> Finding:
