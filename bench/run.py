@@ -44,6 +44,7 @@ def titles(plan: Plan) -> dict[str, str]:
         "handshake and AUTH PLAIN",
         "relay": f"RELAY  {plan.relay_messages:,} × {relayed} to {DOMAINS} domains; 20 connections, 100 messages on each",
         "latency": f"LATENCY  {relayed}, open loop at {plan.latency_rate:.0f}/s, a connection for each message",
+        "client": f"CLIENT  {plan.client_messages:,} × {relayed} to one host over 20 connections",
         "deep": f"DEEP QUEUE  {plan.deep_messages:,} × 2 KiB queued, delivery off",
     }
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import atexit
 import base64
 import itertools
+import json
 import os
 import secrets
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bench.client import measure
 from bench.errors import BenchError
 from bench.node import Node, Reading
 from bench.peers import Credentials, Peer, Site
@@ -39,6 +42,8 @@ class Plan:
     latency_rate: float = 100.0
     latency_seconds: float = 10.0
     deep_messages: int = 100_000
+    scheduled_items: int = 1_000_000
+    client_messages: int = 10_000
     ceiling_seconds: float = 1.0
 
 
@@ -50,6 +55,8 @@ QUICK = Plan(
     warm_up_messages=200,
     latency_seconds=3.0,
     deep_messages=5_000,
+    scheduled_items=20_000,
+    client_messages=2_000,
     ceiling_seconds=0.5,
 )
 
@@ -281,7 +288,8 @@ def latency(bench: Bench, peer: Peer) -> dict[str, Row]:
 
 
 def deep(bench: Bench, peer: Peer) -> dict[str, Row]:
-    """A queue that only grows: the rate of the first and of the last tenth, and the memory. Thin as yet: nothing drains it."""
+    """A queue that only grows: the rate of the first and of the last tenth, and the memory; and for us, what a claim and a settlement
+    cost beside a deep queue (`bench.deep`)."""
     tenth = bench.plan.deep_messages // 10
     rates = []
     with bench.node(peer, "accept") as node:
@@ -298,7 +306,36 @@ def deep(bench: Bench, peer: Peer) -> dict[str, Row]:
             "pss_mib": round(node.memory.mib, 1),
             "refused": sum(_refusals(counted)["refused"] for counted in counts),
         }
-    return {"deep": row}
+    return {"deep": row, **(_beside_deep(bench) if peer.embeds_redis else {})}
+
+
+def _beside_deep(bench: Bench) -> dict[str, Row]:
+    """Redis' cost for a message, and what an operator waits for, empty and full; the loader and both servers are processes of their own."""
+    items = bench.plan.scheduled_items
+    found = bench.work / f"deep.{os.getpid()}.json"
+    words: list[object] = ["--items", items, "--domains", items // 10, "--work", bench.work, "--json", found]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "bench.deep", *map(str, words)], stdout=subprocess.DEVNULL, check=False
+        )
+        if done.returncode:
+            raise BenchError(f"bench.deep ended with {done.returncode}")
+        figures = json.loads(found.read_text())
+    finally:
+        found.unlink(missing_ok=True)
+    rows: dict[str, Row] = {}
+    for phase, full in figures["full"].items():
+        empty = figures["empty"][phase]
+        rows[f"{phase}, beside {items:,} scheduled"] = {
+            "redis_calls_empty": empty["calls"],
+            "redis_calls_full": full["calls"],
+            "redis_us_empty": empty["redis_us"],
+            "redis_us_full": full["redis_us"],
+            "redis_us_ratio": full["redis_us"] / empty["redis_us"],
+        }
+    for question, (_, view) in figures["views"].items():
+        rows[f"{question}, with {items:,} scheduled"] = {"view_ms": view["wall_ms"], "view_redis_ms": view["redis_ms"]}
+    return rows
 
 
 def _refusals(counted: dict[str, Any]) -> Row:
@@ -323,5 +360,24 @@ def _arrivals(accepted: int, bench: Bench, arrived: dict[str, Any]) -> Row:
     }
 
 
-SUITES: dict[str, Suite] = {"accept": accept, "tls": tls, "relay": relay, "latency": latency, "deep": deep}
-DEFAULT_SUITES = ("accept", "tls", "relay", "latency")
+def client(bench: Bench, peer: Peer) -> dict[str, Row]:
+    """Sending alone: our conversation beside a bare Twisted client, and a node that claims from Redis, sends and settles."""
+    if peer.name != "relaycluster":
+        raise BenchError("the suite client is about relaycluster alone")
+    bench.sink.reset(next(bench.run_ids))
+    ways = {"reference": "a bare Twisted client", "client": "our client", "settle": "claimed, sent, settled"}
+    return {
+        title: dict(measure(way, bench.sink.port, bench.plan.client_messages, bench.work))
+        for way, title in ways.items()
+    }
+
+
+SUITES: dict[str, Suite] = {
+    "accept": accept,
+    "tls": tls,
+    "relay": relay,
+    "latency": latency,
+    "deep": deep,
+    "client": client,
+}
+DEFAULT_SUITES = ("accept", "relay", "latency")

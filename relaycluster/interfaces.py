@@ -1,8 +1,8 @@
 """The promises between the floors.
 
 Who implements what: `node/edge.py` is the `IIntake` that `net/inbound.py` talks to; `node/accounts.py` is the `IAccounts`;
-`net/resolver.py` is the `IMXResolver`; `store/memory.py` and `store/redis/` are the `IQueue`, `IMembership`, `IThrottle` and
-`IAttempts`.
+`net/resolver.py` is the `IMXResolver`; `store/memory.py` and `store/redis/` are the `IQueue`, `IMembership`, `IThrottle`, `IAttempts`,
+`IOperations`, `IOperator` and `ISuspensions`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
     from relaycluster.mail.address import Address
-    from relaycluster.mail.envelope import Envelope
+    from relaycluster.mail.envelope import Envelope, MessageClass
+    from relaycluster.mail.history import Act, Record
     from relaycluster.mail.item import Claim, Item, Notice
     from relaycluster.mail.reply import Reply
     from relaycluster.mail.session import Session
     from relaycluster.policy.account import Account
     from relaycluster.policy.cluster import Member, Ownership, Snapshot
     from relaycluster.policy.routing import AddressAnswer, MXAnswer
+    from relaycluster.policy.suspension import Suspension
 
 
 class IContentSink(Interface):
@@ -158,6 +160,7 @@ class IQueue(Interface):
     """
 
     partitions = Attribute("The number of partitions of this cluster.")
+    traces = Attribute("Whether a history of attempts is kept: else nobody needs to pack them.")
 
     def now_ms() -> int:
         """Queue time, as estimated from the last answers."""
@@ -185,9 +188,11 @@ class IQueue(Interface):
     def spreads(partition: int) -> Deferred[Sequence[Sequence[Item]]]:
         """Messages at home here whose items may not all be enqueued."""
 
-    def claim(owner: Ownership, domain: str, limit: int, number: int) -> Deferred[Sequence[Claim]]:
-        """Up to `limit` due items of the domain, most urgent first, oldest first. Claim numbers count up from `number`.
-        Fails with `NotOwner`."""
+    def claim(
+        owner: Ownership, domain: str, limit: int, number: int, normal_first: int = 0, bulk_first: int = 0
+    ) -> Deferred[Sequence[Claim]]:
+        """Up to `limit` due items of the domain: `bulk_first` of bulk and `normal_first` of normal, as far as there are, then most
+        urgent first; of each class oldest first. Claim numbers count up from `number`. Fails with `NotOwner`."""
 
     def unclaim(owner: Ownership, number: int, limit: int) -> Deferred[None]:
         """A `claim` with this first number and limit had no answer: what it took waits again, as it did."""
@@ -198,13 +203,16 @@ class IQueue(Interface):
     def content(item: Item, chunk: int) -> Deferred[bytes]:
         """A piece of the item's content: 0 is the head. Fails with `ContentMissing`."""
 
-    def finish(claim: Claim, delivered: bool, notice: Notice | None) -> Deferred[Settled]:
+    def finish(claim: Claim, delivered: bool, notice: Notice | None, attempts: bytes = b"") -> Deferred[Settled]:
         """No recipient is left: the item is settled, and `notice` owed. `delivered` when all recipients got it: that is recorded
-        even from a stale holder."""
+        even from a stale holder. `attempts` (mail/history.py) join the item's history when it is settled by this."""
 
-    def defer(claim: Claim, item: Item, delay_ms: int, notice: Notice | None) -> Deferred[Settled]:
+    def defer(
+        claim: Claim, item: Item, delay_ms: int, notice: Notice | None, attempts: bytes = b""
+    ) -> Deferred[Settled]:
         """Some recipients are left: `item` (the new value) is due again after `delay_ms`, and `notice` owed. `NOTED` when a
-        stale holder reported deliveries that `claim.delivered` does not show: ask for `notes` and settle again."""
+        stale holder reported deliveries that `claim.delivered` does not show: ask for `notes` and settle again. `attempts` as in
+        `finish`."""
 
     def put_back(claim: Claim) -> Deferred[Settled]:
         """The holder did not try: the item is due as before."""
@@ -302,3 +310,191 @@ class IThrottle(Interface):
     def hold(limit: str, incarnation: int, wanted: int, maximum: int, snapshot: Snapshot) -> Deferred[int]:
         """This node now holds `wanted` connections of the limit, or as many as the others leave of `maximum`, which is the result.
         Lowering always succeeds."""
+
+    def share(limit: str, incarnation: int, maximum: int, snapshot: Snapshot) -> Deferred[int]:
+        """How many connections of the limit this node should keep at most: `maximum`, unless other nodes got fewer than they wanted in
+        the last three seconds; then an equal part of it, rounded up."""
+
+
+class IOperations(Interface):
+    """What the owner of a partition does for the operator. Deferreds may fail with a `QueueError`."""
+
+    def acts(partition: int) -> Deferred[Sequence[Act]]:
+        """What operators did here and nobody has told the log yet, oldest first; at most 100."""
+
+    def told(partition: int, count: int) -> Deferred[None]:
+        """The log has the first `count` of them."""
+
+    def claim_bounces(owner: Ownership, limit: int, number: int) -> Deferred[Sequence[tuple[Claim, str]]]:
+        """Up to `limit` items that an operator bounced, each with the operator's reason: they are in the caller's hands now, to be settled
+        as failed. Claim numbers count up from `number`. Fails with `NotOwner`."""
+
+    def paused(partitions: Sequence[int]) -> Deferred[Sequence[tuple[int, str, int]]]:
+        """(partition, domain, until when) of all domains that are paused."""
+
+    def trim_traces(partitions: Sequence[int], most_bytes: int) -> Deferred[int]:
+        """The history of these partitions shall take no more memory than that: the oldest leaves. How many octets did."""
+
+
+class Operated(Enum):
+    """What an operator's transition found."""
+
+    DONE = "done"  # it happened, or it was so already
+    UNKNOWN = "unknown"  # there is no such item: never queued, or settled
+    LEASED = "leased"  # a holder has it in hand: hold it first, or wait for the end of the attempt
+    HELD = "held"  # it is held: release it first
+    BOUNCING = "bouncing"  # it was bounced and waits for its owner to tell the sender
+    CHANGED = "changed"  # it was attempted meanwhile: look again
+
+
+class ItemState(Enum):
+    """Where an item is."""
+
+    READY = "ready"  # waits, and is due
+    SCHEDULED = "scheduled"  # waits for its time
+    LEASED = "leased"
+    HELD = "held"
+    BOUNCING = "bouncing"
+
+
+@frozen
+class Shown:
+    """An item as the operator sees it. `at_ms` is when it is due (waiting), was due (leased), was held or bounced; `incarnation` of the
+    holder, 0 when nobody has it in hand; `packed` its value as it was read, for `requeue`."""
+
+    item: Item
+    partition: int
+    state: ItemState
+    at_ms: int
+    incarnation: int = 0
+    packed: bytes = field(default=b"", repr=False)
+
+
+@frozen
+class Wanted:
+    """Which items to list: all that is given must hold. Texts are compared without regard to case; `sender` and `recipient` may be any
+    part of the address. `before_ms` is a time of arrival."""
+
+    domain: str = ""
+    sender: str = ""
+    recipient: str = ""
+    states: frozenset[ItemState] = frozenset(ItemState)
+    message_class: MessageClass | None = None
+    before_ms: int = 0
+
+    def fits(self, shown: Shown) -> bool:
+        """Whether this is one of them."""
+        item = shown.item
+        envelope = item.envelope
+        return (
+            shown.state in self.states
+            and (not self.domain or item.domain == self.domain)
+            and (self.message_class is None or item.message_class is self.message_class)
+            and (not self.before_ms or item.arrived_ms < self.before_ms)
+            and self.sender.lower() in (envelope.reverse_path.text or "<>").lower()
+            and (not self.recipient or any(self.recipient.lower() in who.text.lower() for who in envelope.recipients))
+        )
+
+
+@frozen
+class DomainState:
+    """A domain's queue in numbers. `waiting` items, `ready` of which are due; `next_ms` is when the domain is due next (0: nothing waits),
+    `paused_until_ms` until when it is kept back (0: it is not); `oldest_ms` the earliest arrival that was seen, exact while
+    `oldest_exact`; `last_reply` of the last deferral, at `last_reply_ms`; `owner` is the incarnation that owns its partition, 0 for nobody."""
+
+    domain: str
+    partition: int
+    waiting: int = 0
+    ready: int = 0
+    next_ms: int = 0
+    paused_until_ms: int = 0
+    oldest_ms: int = 0
+    oldest_exact: bool = True
+    last_reply: str = ""
+    last_reply_ms: int = 0
+    owner: int = 0
+
+
+@frozen
+class LimitState:
+    """What a limit has given out: after `free_in_us` the next slot of its rate (0: at once), and how many connections each incarnation
+    holds."""
+
+    free_in_us: int
+    connections: tuple[tuple[int, int], ...] = ()
+
+
+class IOperator(Interface):
+    """What an operator sees and does. Each act binds the whole cluster by one atomic write, survives restarts, and leaves an event with
+    `who` and `reason`, which the owner of the partition tells the log. Deferreds may fail with a `QueueError`."""
+
+    def domains(limit: int) -> Deferred[Sequence[DomainState]]:
+        """The largest queues, from counters: no item is looked at but the ends of these domains' queues."""
+
+    def domain(domain: str) -> Deferred[DomainState]:
+        """One of them."""
+
+    def items(wanted: Wanted, limit: int) -> Deferred[Sequence[Shown]]:
+        """Items that exist, read page by page, so that nothing else waits for it."""
+
+    def show(identifier: str) -> Deferred[Sequence[Shown]]:
+        """The item of this id, or all items of this message; empty when none exists."""
+
+    def trace(identifier: str) -> Deferred[Sequence[tuple[str, Record]]]:
+        """The history of an item, or of a message with all of its items, oldest first, as far as it is kept."""
+
+    def hold(item_id: str, who: str, reason: str) -> Deferred[Operated]:
+        """Nobody sends it until it is released. Out of a holder's hands, too: what that one delivers meanwhile counts, and the item is
+        marked as a possible duplicate."""
+
+    def release(item_id: str, who: str, reason: str) -> Deferred[Operated]:
+        """Held no more: due now."""
+
+    def requeue(shown: Shown, reset: bool, who: str, reason: str) -> Deferred[Operated]:
+        """Due now; with `reset` as if it had never been tried (its lifetime runs on)."""
+
+    def bounce(item_id: str, who: str, reason: str) -> Deferred[Operated]:
+        """It fails for all its recipients, and its sender gets a notice: the owner of its partition settles it so."""
+
+    def delete(item_id: str, who: str, reason: str) -> Deferred[Operated]:
+        """It is gone, and nobody is told but the log."""
+
+    def flush(domain: str, who: str, reason: str) -> Deferred[int]:
+        """All that waits for the domain is due now, also out of a pause; how many items were not."""
+
+    def limit(name: str, interval_ns: int, burst: int) -> Deferred[LimitState]:
+        """What a limit has given out; nothing is taken. `interval_ns` 0 for one without a rate."""
+
+    def cluster() -> Deferred[ClusterState]:
+        """The cluster as it stands, seen from outside."""
+
+
+@frozen
+class ClusterState:
+    """The members with what their leases have left in milliseconds (0: it ran out, and nobody has said so yet); who owns each partition
+    (an incarnation, 0 for nobody); queue time."""
+
+    snapshot: Snapshot
+    lease_left_ms: tuple[int, ...]
+    owners: tuple[int, ...]
+    now_ms: int
+
+
+class ISuspensions(Interface):
+    """Which domains get no mail for now. Every node has a copy of the whole table, so that asking costs nothing."""
+
+    def suspended(domain: str, limit: str) -> Suspension | None:
+        """What keeps mail for this domain, whose limit has this name, from being sent; None when nothing does."""
+
+    def all() -> Deferred[Sequence[Suspension]]:
+        """All that hold, read anew."""
+
+    def suspend(subject: str, seconds: float, who: str, reason: str, at_least: bool = False) -> Deferred[Suspension]:
+        """From now on, for the whole cluster; `seconds` 0 until it is resumed. The latest word holds; with `at_least` (a rule's, not an
+        operator's) one that lasts longer stays. What holds now."""
+
+    def resume(subject: str, who: str, reason: str) -> Deferred[bool]:
+        """The suspension of exactly this subject ends; False when there is none."""
+
+    def see(version: int) -> Deferred[None]:
+        """A beat told this version of the table: the copy is read anew when it is older. `on_change` hears what changed."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
+import hypothesis
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.support.processes import Processes
+
+# Machines are shared and of every speed: how long an example took says nothing about it.
+hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("shared")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

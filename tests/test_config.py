@@ -22,8 +22,14 @@ from relaycluster.config.values import (
     parse_size,
 )
 from relaycluster.mail.envelope import MessageClass
+from relaycluster.mail.outcome import Stage
+from relaycluster.mail.reply import Reply
+from relaycluster.policy.bounce_class import BounceClass
+from relaycluster.policy.pace import Suspend
 from relaycluster.policy.rate import Rate
 from relaycluster.policy.routing import HostPort
+from relaycluster.policy.sources import Source
+from relaycluster.policy.trouble import class_of, judge
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -229,6 +235,46 @@ def test_limits_for_all_domains_are_each_domains_own(tmp_path: Path) -> None:
     assert routes.lookup("example.com").rate == Rate(10, 1)
 
 
+def test_destinations_say_how_mail_leaves(tmp_path: Path) -> None:
+    """TLS and source addresses are delivery's where the table has none; all domains of a provider count under one name, which the operator
+    may choose."""
+    config = read(
+        tmp_path,
+        '[delivery]\ntls = "encrypt"\nsource_addresses = ["192.0.2.1 Mail1.example.net", "2001:DB8::1"]\n'
+        '[[destination]]\nmx_suffix = ["protection.outlook.com"]\ntls = "verify"\n'
+        '[[destination]]\nname = "partner"\nmatch = ["a.test", "b.test"]\nsource_addresses = []',
+    )
+    microsoft, partner = (one.settings(config.delivery) for one in config.destination)
+    assert (microsoft.name, microsoft.tls, microsoft.mx_suffix) == (
+        "protection.outlook.com",
+        "verify",
+        ("protection.outlook.com",),
+    )
+    assert microsoft.sources == (Source("192.0.2.1", "mail1.example.net"), Source("2001:db8::1"))
+    assert (partner.tls, partner.sources) == ("encrypt", ())
+    assert config.routes().lookup("b.test").limit_key("b.test") == "partner"
+    assert config.delivery.notices_per_sender == Rate(1000, 3600, 1000)
+
+
+def test_reply_rules(tmp_path: Path) -> None:
+    """The operator's rules stand before those that are shipped, under their names or their places, and those can be left out."""
+    text = (
+        '[[reply_rule]]\nmatch = \'unusual rate\'\naction = "suspend:2h"\nmx_suffix = ["google.com"]\nclass = "other"\n'
+        '[[reply_rule]]\nname = "mine"\nmatch = \'^450 .*later$\'\naction = "next_host"\nstage = ["rcpt"]\ndomain = ["*.a.test"]\n'
+    )
+    rules = read(tmp_path, text).rules()
+    unusual = Reply.of(421, "4.7.28", "Gmail has detected an unusual rate of unsolicited mail")
+    verdict = judge(Stage.FINAL_DOT, unusual, "gmail-smtp-in.l.google.com", "gmail.com", rules)
+    assert (verdict.rule, verdict.pace) == ("reply_rule[0]", Suspend(7200))
+    assert class_of(verdict.outcome, "gmail.com", rules) is BounceClass.OTHER
+    later = Reply.of(450, "", "come later")
+    assert judge(Stage.RCPT, later, "mx", "x.a.test", rules).rule == "mine"
+    assert judge(Stage.MAIL, later, "mx", "x.a.test", rules).rule == ""
+    assert len(rules) > 40
+    assert len(read(tmp_path, text + "[delivery]\nprovider_rules = false").rules()) == 2
+    assert read(tmp_path, text).rules() == rules
+
+
 def test_no_network_may_relay_on_a_public_listener_by_default(tmp_path: Path) -> None:
     """Loopback may relay on loopback listeners only: behind a proxy on the same host everybody comes from there."""
     config = read(tmp_path, '[[listener]]\naddress = "0.0.0.0:587"')
@@ -377,10 +423,28 @@ WRONG = [
     # what a later release keeps
     ('[redis]\ndurability = "replicas:1"', "redis.durability: not available yet: waiting for replicas ('replicas:1'); write \"fsync\" (line 2)"),
     ('[redis]\nurl = "sentinel://u:p@h:26379/name"', 'redis.url: not available yet: Redis Sentinel; name one Redis, like "redis://host:6379" (line 2)'),
-    ('[delivery]\ntls = "verify"', "delivery.tls: not available yet: insisting on TLS to remote servers ('verify'); write \"may\" (line 2)"),
-    ('[delivery]\nsource_addresses = ["192.0.2.1"]', "delivery.source_addresses: not available yet: a choice of source addresses; remove it (line 2)"),
     ('[journal]\nmode = "on"', "journal.mode: not available yet: the acceptance journal; remove it (line 2)"),
-    ('[[reply_rule]]\nmatch = "x"', "reply_rule: not available yet: rules for remote replies; remove it (line 1)"),
+    ('[delivery]\ntls = "must"', 'delivery.tls: \'must\' is not known; write "none", "may", "encrypt" or "verify" (line 2)'),
+    ('[delivery]\nsource_addresses = ["mail.example.net"]', "delivery.source_addresses[0]: 'mail.example.net' does not begin with an address to connect from; write an IP address of this host, and its name for EHLO where it has its own: \"192.0.2.1 mail1.example.net\" (line 2)"),
+    ('[delivery]\nsource_addresses = ["192.0.2.1 a b"]', "delivery.source_addresses[0]: '192.0.2.1 a b': 'a b' is not a host name; write an IP address of this host, and its name for EHLO where it has its own: \"192.0.2.1 mail1.example.net\" (line 2)"),
+    ('[[destination]]\nmatch = ["a.test"]\nsource_addresses = ["192.0.2.1", "192.0.2.1 a.test"]', "destination[0].source_addresses: names 192.0.2.1 twice; name each address once (line 3)"),
+    ('[delivery]\nnotices_per_sender = "many"', 'delivery.notices_per_sender: \'many\' is not a rate; write it like "100/s", "20/min", "3000/h" or "100/s,burst=200" (line 2)'),
+    ('[delivery]\nca_file = "/nowhere/ca.pem"', "delivery.ca_file: /nowhere/ca.pem cannot be read (No such file or directory); create it, or name another file (line 2)"),
+    ('[[destination]]\nmx_suffix = ["a.test"]\nhosts = ["10.0.0.1"]', "destination[0].mx_suffix: a route has no MX hosts to look at; put the suffixes into a table of their own (line 2)"),
+    ('[[destination]]\nmatch = ["*"]\nmx_suffix = ["a.test"]', 'destination[0].mx_suffix: match = ["*"] covers all domains anyway; put the suffixes into a table of their own (line 3)'),
+    ('[[destination]]\nmx_suffix = ["a.test"]\n[[destination]]\nmx_suffix = ["A.test"]', "destination[1].mx_suffix: 'a.test' stands in destination[0], too; keep it in one of them (line 4)"),
+    ('[[destination]]\nmatch = ["a.test"]\nname = "big one"', "destination[0].name: 'big one' is not a name; use at most 64 letters, digits, '.', '_', '-' and '*' (line 3)"),
+    ('[[destination]]\nmatch = ["*"]\nname = "all"', 'destination[0].name: under match = ["*"] without hosts each domain is counted by itself; remove it (line 3)'),
+    ('[[destination]]\nmatch = ["a.test"]\nname = "x"\n[[destination]]\nmatch = ["b.test"]\nname = "x"', "destination[1].name: 'x' is destination[0]'s name, too; give each its own (line 6)"),
+    ('[[destination]]\nmatch = ["a.test"]\n[[destination]]\nmx_suffix = ["a.test"]', "destination[1].name: 'a.test' is destination[0]'s name, too; give each its own (line 3)"),
+    ('[[reply_rule]]\naction = "fail"', "reply_rule[0].match: is missing; add it (line 1)"),
+    ('[[reply_rule]]\nmatch = "(a"', "reply_rule[0].match: '(a' is not a pattern: a group is not closed (at character 4); add ) (line 2)"),
+    ('[[reply_rule]]\nmatch = "a*"', "reply_rule[0].match: matches every text; write what must occur in it (line 2)"),
+    ('[[reply_rule]]\nmatch = "a"\naction = "stop"', 'reply_rule[0].action: \'stop\' is not an action; write "slow_down", "suspend:15min", "defer", "fail", "next_host" or "as_said" (line 3)'),
+    ('[[reply_rule]]\nmatch = "a"\naction = "suspend:soon"', "reply_rule[0].action: 'soon' is not a duration; write a number and ms, s, min, h or d, like \"10s\" or \"5min\" (line 3)"),
+    ('[[reply_rule]]\nmatch = "a"\naction = "suspend:30d"', "reply_rule[0].action: 'suspend:30d': a suspension lasts from 1s to 7d; write it like \"suspend:15min\" (line 3)"),
+    ('[[reply_rule]]\nmatch = "a"\nstage = ["rcpt", "connect"]', "reply_rule[0].stage[1]: 'connect' is not a stage; use greeting, ehlo, tls, mail, rcpt, data, final-dot (line 3)"),
+    ('[[reply_rule]]\nmatch = "a"\nmx_sufix = ["a.test"]', 'reply_rule[0].mx_sufix: unknown key; did you mean "mx_suffix"? (line 3)'),
 ]  # fmt: skip
 
 
@@ -430,9 +494,9 @@ def test_what_asks_for_nothing_is_no_fault(tmp_path: Path) -> None:
     """Keys of a later release may stand in the file with values that need nothing of it."""
     config = read(
         tmp_path,
-        'reply_rule = []\n[journal]\nmode = "auto"\nsize = "2GiB"\n[delivery]\nsource_addresses = []',
+        'reply_rule = []\n[journal]\nmode = "auto"\nsize = "2GiB"\n[delivery]\nsource_addresses = []\nnotices_per_sender = ""',
     )
-    assert config.delivery.tls == "may"
+    assert (config.delivery.tls, config.delivery.notices_per_sender) == ("may", None)
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:
@@ -514,7 +578,7 @@ def test_warnings(tmp_path: Path) -> None:
     )
     assert [line.partition(":")[0] for line in warnings(config)] == [
         "node.workers", "node.hostname", "redis.durability", "listener[0].require_tls", "listener[0].tls", "access.users_file",
-        "limits.recipients", "destination[0].mx_suffix", "redis.password_file", "tls.key", "access.users_file",
+        "limits.recipients", "redis.password_file", "tls.key", "access.users_file",
         "tls.sni[0].key", "dkim[0].key_file",
     ]  # fmt: skip
 
@@ -650,7 +714,15 @@ def test_the_example_is_right(tmp_path: Path) -> None:
 
 def test_the_example_with_everything_that_it_offers(tmp_path: Path) -> None:
     """Its commented options are right, too."""
-    path = hand_out(tmp_path, "redis-password", "tls/example.org.pem", "tls/example.org.key", "aliases", "dkim/s1.pem")
+    path = hand_out(
+        tmp_path,
+        "redis-password",
+        "tls/partners.pem",
+        "tls/example.org.pem",
+        "tls/example.org.key",
+        "aliases",
+        "dkim/s1.pem",
+    )
     text = path.read_text().replace('url = "embedded"', "")
     text = re.sub(r"^# (?=\[|[a-z_]+ = )", "", text, flags=re.MULTILINE)
     config = read(tmp_path, text)
@@ -660,4 +732,7 @@ def test_the_example_with_everything_that_it_offers(tmp_path: Path) -> None:
     assert config.access.aliases_file
     assert config.limits.messages_per_client == Rate(1000, 3600, 1000)
     assert len(config.listener[0].proxy_protocol_from) == 2
-    assert len(config.destination) == 2
+    assert len(config.destination) == 3
+    assert config.destination[1].mx_suffix
+    assert config.reply_rule[0].bounce_class is BounceClass.SPAM_RELATED
+    assert [source.hostname for source in config.delivery.source_addresses] == ["mail1.example.net"] * 2

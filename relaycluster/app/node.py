@@ -43,10 +43,13 @@ from relaycluster.node.gate import Gate
 from relaycluster.node.janitor import Janitor, Lag, Room
 from relaycluster.node.limits import ConnectionLimits
 from relaycluster.node.membership import Heart
+from relaycluster.node.notice_allowance import NoticeAllowance
+from relaycluster.node.operations import Operations
 from relaycluster.node.partitions import Partitions
 from relaycluster.node.routes import Routes
 from relaycluster.node.settle import Settlement
 from relaycluster.policy.cluster import Member, Snapshot
+from relaycluster.policy.suspension import Suspensions
 from relaycluster.store.redis import checks, embedded, keys
 from relaycluster.store.redis.attempts import RedisAttempts
 from relaycluster.store.redis.connection import (
@@ -57,7 +60,9 @@ from relaycluster.store.redis.connection import (
     SubscribedProtocol,
 )
 from relaycluster.store.redis.membership import LeaseSettings, RedisMembership, found
+from relaycluster.store.redis.operations import RedisOperations
 from relaycluster.store.redis.queue import QueueSettings, RedisQueue
+from relaycluster.store.redis.suspensions import RedisSuspensions
 from relaycluster.store.redis.throttle import RedisThrottle
 from relaycluster.store.state_directory import StateDirectory
 
@@ -68,6 +73,8 @@ reactor.seconds = time.monotonic
 START_SECONDS = 15.0
 """So long a node waits for Redis when it starts; then it says why not and ends."""
 REVIVE_SECONDS = 0.5
+LONGEST_REASON = 200
+"""Of a reply that asks to be left alone, so much stands in the suspension."""
 
 
 class Node(Service):
@@ -203,7 +210,11 @@ class Node(Service):
         )
         self._queue = queue = RedisQueue(
             redis,
-            QueueSettings(config.redis.partitions, int(config.redis.done_retention * 1000)),
+            QueueSettings(
+                config.redis.partitions,
+                int(config.redis.done_retention * 1000),
+                traces=config.redis.trace_memory > 0,
+            ),
             lambda: time.time_ns() // 1_000_000,
         )
         queue.on_unreadable = lambda identifier, why: log.emit(events.ItemHeld(identifier, f"it cannot be read: {why}"))
@@ -252,15 +263,17 @@ class Node(Service):
         config, log, metrics = self._config, self.log, self._metrics
         throttle = self._throttle
         self._limits = ConnectionLimits(reactor, throttle, self._view)
-        settings = OutboundSettings(config.node.hostname, ClientTLS())
+        outbound_settings = OutboundSettings(config.node.hostname, ClientTLS(config.delivery.ca_file or None))
         self._table = config.routes()
+        self._rules = config.rules()
+        self._suspensions = RedisSuspensions(self._redis, self._queue)
 
         async def connect(target: Target) -> OutboundConnection:
-            # A limit is named by a pattern of its destination, or by the domain: both find their settings.
-            if not await self._limits.reserve(target.limit, self._table.lookup(target.limit).connections):
+            settings = self._table.of_limit(target.limit)
+            if not await self._limits.reserve(target.limit, settings.connections, bool(settings.name)):
                 raise LimitReached(target.limit)
             try:
-                return await outbound.connect(reactor, target, settings)
+                return await outbound.connect(reactor, target, outbound_settings)
             except BaseException:
                 self._limits.free(target.limit)
                 raise
@@ -273,12 +286,15 @@ class Node(Service):
             messages_per_connection=config.delivery.messages_per_connection,
         )
         crowd = Crowd(self._limits.open_of)
+        crowd.shares = self._limits.shares
+        self._limits.on_surplus = pool.retire_idle
 
         def gone(connection: OutboundConnection) -> None:
             self._limits.free(connection.target.limit)
             crowd.freed(connection.target.limit)
 
         pool.on_gone = gone
+        pool.is_surplus = lambda target: self._limits.is_surplus(target.limit)
         servers = config.dns.servers or system_servers()
         resolver = self._resolver = Resolver(
             reactor, reactor, ClientSettings(servers), secrets.randbits, lambda: bool(secrets.randbits(1))
@@ -290,6 +306,7 @@ class Node(Service):
             settings_of.own_listeners(config),
             reactor.seconds,
         )
+        self._allowance = NoticeAllowance(throttle, config.delivery.notices_per_sender)
         self._settlement = Settlement(
             reactor,
             self._queue,
@@ -299,6 +316,8 @@ class Node(Service):
             config.node.hostname,
             random.random,
             lambda notice: self._files.signer.sign(notice, time.time()),
+            lambda: self._rules,
+            self._allowance,
         )
         partitions = self._partitions = Partitions(reactor, self._queue, config.node.id)
         partitions.on_acquired = self._acquired
@@ -319,9 +338,42 @@ class Node(Service):
             self._settlement,
             metrics,
             log,
+            random.random,
+            lambda: self._rules,
+            self._suspensions.suspended,
+            self._suspend,
             sign_anew=lambda content: self._files.signer.sign_anew(content, time.time()),
         )
-        self._janitor = Janitor(reactor, self._queue, partitions, self._delivery, self._settlement, pool, metrics, log)
+        self._operations = Operations(
+            self._queue,
+            RedisOperations(self._redis, self._queue),
+            self._settlement,
+            log,
+            self._delivery.owner_of,
+            self._delivery.claim_number,
+            self._delivery.taken,
+            lambda domain: self._table.lookup(domain).limit_key(domain),
+            random.random,
+            config.redis.trace_memory,
+        )
+        self._suspensions.on_change = self._suspensions_changed
+        self._janitor = Janitor(
+            reactor, self._queue, partitions, self._delivery, self._settlement, pool, metrics, log, self._operations
+        )
+
+    def _suspend(self, limit: str, seconds: float, reason: str) -> None:
+        """A host asked for it: in the whole cluster."""
+        who = f"reply rule at {self._config.node.id}"
+        said = self._suspensions.suspend(limit, seconds, who, reason[:LONGEST_REASON], at_least=True)
+        said.addErrback(lambda failure: failure.trap(QueueError))
+
+    def _suspensions_changed(self, before: Suspensions, now: Suspensions) -> None:
+        assert self._partitions is not None
+        assert self._delivery is not None
+        self._operations.changed(before, now, list(self._partitions.owned)).addErrback(
+            lambda failure: failure.trap(QueueError)
+        )
+        self._delivery.look_again()
 
     def _view(self) -> tuple[Snapshot, int] | None:
         snapshot = self._heart.snapshot
@@ -363,6 +415,7 @@ class Node(Service):
         delivering = [member for member in snapshot.members if "delivery" in member.roles and not member.draining]
         self._metrics.ring_nodes.set(len(delivering))
         if self._partitions is not None:
+            self._suspensions.see(snapshot.suspensions).addErrback(lambda failure: failure.trap(QueueError))
             self._partitions.see(snapshot, self._heart.member.incarnation)
             self._show_load(delivering)
 
@@ -386,6 +439,8 @@ class Node(Service):
         owned = len(self._partitions.owned)
         self._metrics.ring_partitions_owned.set(owned)
         self.log.emit(events.PartitionsReleased(len(partitions), owned))
+        if self._delivery is not None:
+            self._delivery.released(partitions)
 
     def _lost(self, partitions: Sequence[int]) -> None:
         self._metrics.ownership_lost.inc(len(partitions))
@@ -487,6 +542,8 @@ class Node(Service):
             self._front.use(config)
         if self._delivery is not None:
             self._table = config.routes()
+            self._rules = config.rules()
+            self._allowance.use(config.delivery.notices_per_sender)
             self._delivery.use(self._table)
             self._settlement.use(settings_of.retry(config))
         self._metrics.config_reloads["applied"].inc()

@@ -10,6 +10,22 @@ from relaycluster import __version__
 
 # Verb → the module and the command in it. One module for each family of verbs.
 VERBS = {
+    "status": "relaycluster.cli.cluster_status:status",
+    "nodes": "relaycluster.cli.cluster_status:nodes",
+    "ring": "relaycluster.cli.cluster_status:ring",
+    "queue": "relaycluster.cli.queue_looking:queue",
+    "list": "relaycluster.cli.queue_looking:list_items",
+    "show": "relaycluster.cli.queue_looking:show_item",
+    "trace": "relaycluster.cli.queue_looking:trace",
+    "explain": "relaycluster.cli.queue_explain:explain",
+    "flush": "relaycluster.cli.queue_acts:flush",
+    "hold": "relaycluster.cli.queue_acts:hold",
+    "release": "relaycluster.cli.queue_acts:release",
+    "requeue": "relaycluster.cli.queue_acts:requeue",
+    "bounce": "relaycluster.cli.queue_acts:bounce",
+    "delete": "relaycluster.cli.queue_acts:delete",
+    "suspend": "relaycluster.cli.queue_acts:suspend",
+    "resume": "relaycluster.cli.queue_acts:resume",
     "check-config": "relaycluster.cli.configuration:check_config",
     "config-schema": "relaycluster.cli.configuration:config_schema",
     "user": "relaycluster.cli.user:user",

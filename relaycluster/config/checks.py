@@ -19,8 +19,10 @@ from relaycluster.config.later import Loc
 from relaycluster.config.model import Config, Listener
 from relaycluster.config.values import format_duration
 from relaycluster.policy.routing import HostPort
+from relaycluster.policy.sources import Source
 
 _NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LIMIT_NAME = re.compile(r"[A-Za-z0-9*][A-Za-z0-9*._-]{0,63}")
 _SUBMISSIONS_PORT = 465
 _IN_CLEAR_PORTS = (25, 587)
 
@@ -67,9 +69,6 @@ def warnings(config: Config) -> list[str]:
         found.append(("access.users_file", text))
     if config.limits.recipients < 100:
         found.append(("limits.recipients", "is below the 100 that every server should take (RFC 5321 4.5.3.1.8)"))
-    for number, destination in enumerate(config.destination):
-        if destination.mx_suffix:
-            found.append((f"destination[{number}].mx_suffix", "is not looked at yet"))
     for loc, path in _secret_files(config):
         if path and _is_public(path):
             found.append((key_text(loc), f"everybody on this host can read {path}; chmod o-rwx"))
@@ -270,16 +269,48 @@ def _times(config: Config) -> Iterator[Finding]:
 
 
 def _destinations(config: Config) -> Iterator[Finding]:
-    seen: dict[str, int] = {}
+    seen: dict[tuple[str, str], int] = {}
     for number, destination in enumerate(config.destination):
         place = ("destination", number)
         if not destination.match and not destination.mx_suffix:
             yield Finding((place,), 'applies to nothing; add match = ["example.com"]')
-        for pattern in destination.match:
-            first = seen.setdefault(pattern, number)
+        if destination.mx_suffix and destination.hosts:
+            text = "a route has no MX hosts to look at; put the suffixes into a table of their own"
+            yield Finding(((*place, "mx_suffix"), (*place, "hosts")), text)
+        if destination.mx_suffix and "*" in destination.match:
+            text = 'match = ["*"] covers all domains anyway; put the suffixes into a table of their own'
+            yield Finding(((*place, "mx_suffix"), (*place, "match")), text)
+        if destination.name and _LIMIT_NAME.fullmatch(destination.name) is None:
+            text = f"{destination.name[:80]!r} is not a name; use at most 64 letters, digits, '.', '_', '-' and '*'"
+            yield Finding(((*place, "name"),), text)
+        elif destination.name and not destination.limit_name:
+            text = 'under match = ["*"] without hosts each domain is counted by itself; remove it'
+            yield Finding(((*place, "name"), (*place, "match"), (*place, "hosts")), text)
+        keys = [("match", pattern) for pattern in destination.match]
+        keys += [("mx_suffix", suffix) for suffix in destination.mx_suffix]
+        is_claimed = False
+        for key, value in keys:
+            first = seen.setdefault((key, value), number)
             if first != number:
-                text = f"{pattern!r} stands in destination[{first}], too; keep it in one of them"
-                yield Finding(((*place, "match"), ("destination", first, "match")), text)
+                is_claimed = True
+                text = f"{value!r} stands in destination[{first}], too; keep it in one of them"
+                yield Finding(((*place, key), ("destination", first, key)), text)
+        name = destination.limit_name
+        first = seen.setdefault(("name", name), number) if name else number
+        if first != number and not is_claimed:
+            text = f"{name!r} is destination[{first}]'s name, too; give each its own"
+            yield Finding(((*place, "name"), ("destination", first, "name"), place), text)
+    places: list[tuple[Loc, tuple[Source, ...]]] = [
+        (("delivery", "source_addresses"), config.delivery.source_addresses),
+        *(
+            (("destination", number, "source_addresses"), destination.source_addresses or ())
+            for number, destination in enumerate(config.destination)
+        ),
+    ]
+    for loc, sources in places:
+        twice = {one.address for one in sources if sum(one.address == other.address for other in sources) > 1}
+        if twice:
+            yield Finding((loc,), f"names {min(twice)} twice; name each address once")
 
 
 def _files(config: Config) -> Iterator[Finding]:
@@ -287,6 +318,7 @@ def _files(config: Config) -> Iterator[Finding]:
         (("redis", "ca_file"), config.redis.ca_file),
         (("tls", "certificate"), config.tls.certificate),
         (("access", "aliases_file"), config.access.aliases_file),
+        (("delivery", "ca_file"), config.delivery.ca_file),
         *((("tls", "sni", number, "certificate"), sni.certificate) for number, sni in enumerate(config.tls.sni)),
     ]
     for loc, path in (*read, *_secret_files(config)):

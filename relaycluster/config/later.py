@@ -15,18 +15,14 @@ _HARMLESS: tuple[object, ...] = ("", False, (), [], {})
 
 # Keys that the model does not have: what they are for, and the values that ask for nothing.
 _KEYS: dict[tuple[str, ...], tuple[str, tuple[object, ...] | None]] = {
-    ("reply_rule",): ("rules for remote replies", _HARMLESS),
     ("journal", "mode"): ("the acceptance journal", ("auto", "off")),
     ("journal", "size"): ("the acceptance journal", None),
-    ("delivery", "source_addresses"): ("a choice of source addresses", _HARMLESS),
 }
 
 # Keys that the model has: the values (or their beginnings) that it cannot keep yet, what they are, and what to write.
 _VALUES: dict[tuple[str, ...], tuple[tuple[str, ...], str, str]] = {
     ("redis", "url"): (("sentinel:", "redis+sentinel:"), "Redis Sentinel", 'name one Redis, like "redis://host:6379"'),
     ("redis", "durability"): (("replicas:",), "waiting for replicas", 'write "fsync"'),
-    ("delivery", "tls"): (("encrypt", "verify"), "insisting on TLS to remote servers", 'write "may"'),
-    ("destination", "tls"): (("encrypt", "verify"), "insisting on TLS to remote servers", 'write "may"'),
 }
 
 

@@ -7,12 +7,15 @@ An attribute has the name of its key (`class` is `message_class`), a duration is
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from urllib.parse import unquote, urlsplit
 
 from attrs import field, frozen
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
 
+from relaycluster.config.rules import ReplyRule, rules_of
+from relaycluster.config.section import Section
+from relaycluster.config.section import option as _option
 from relaycluster.config.values import (
     Bytes,
     BytesPerSecond,
@@ -37,26 +40,19 @@ from relaycluster.config.values import (
     RouteHost,
     Seconds,
     Selector,
+    SourceAddress,
     Text,
     Whole,
     Workers,
 )
 from relaycluster.mail.envelope import CLASSES, MessageClass
 from relaycluster.mail.queue_id import MOST_PARTITIONS
+from relaycluster.policy.reply_rules import ReplyRules
 from relaycluster.policy.routing import DestinationSettings, RouteTable
 
 LOOPBACK: tuple[Network, ...] = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
 DEFAULT_LISTENER = {"address": "127.0.0.1:2525"}
-
-
-def _option(default: Any, doc: str, **more: Any) -> Any:
-    return Field(default, description=doc, **more)
-
-
-class Section(BaseModel):
-    """What all tables of the file have in common: frozen, and no key that is not known."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, arbitrary_types_allowed=True)
+TLSName = Literal["none", "may", "encrypt", "verify"]
 
 
 class Node(Section):
@@ -416,10 +412,32 @@ class Delivery(Section):
     delay_notice: Seconds = _option(
         "4h", "After how long the sender is told that a message is still on its way. `0s`: never.", ge=0
     )
-    tls: Literal["none", "may"] = _option(
+    notices_per_sender: OptionalMessageRate = _option(
+        "1000/h",
+        "How many notices (of failure, delay, success) are sent to one sender domain, over the whole cluster: who forges an address shall"
+        " not turn us on its owner (backscatter). What is beyond is not sent, each with a line in the log. Empty: no limit.",
+    )
+    tls: TLSName = _option(
         "may",
-        "TLS to remote servers: `may` uses STARTTLS where it is offered, with any certificate (RFC 7435); `none` never."
-        " `encrypt` and `verify` are refused until they can be kept.",
+        "TLS to remote servers. `may` uses STARTTLS where it is offered, with any certificate, and goes on in clear where it is broken"
+        " (RFC 7435). `encrypt` sends nothing in clear, and takes any certificate. `verify` asks for a certificate that a trusted authority"
+        " signed for the host's name as well; the name of an MX host is only as true as DNS. Where they can not be had, mail is deferred."
+        " `none` never uses TLS.",
+    )
+    ca_file: FilePath = _option(
+        "",
+        "The certificates (PEM) of the authorities that `verify` trusts. Empty: those that the system trusts.",
+    )
+    source_addresses: tuple[SourceAddress, ...] = _option(
+        (),
+        "The local addresses that mail leaves from, each with the name for EHLO where it is not `node.hostname`:"
+        ' `["192.0.2.1 mail1.example.net", "2001:db8::1 mail1.example.net"]`. With several of a family, connections take turns. A family'
+        " without an address is not used. Empty: the system chooses.",
+    )
+    provider_rules: Flag = _option(
+        True,
+        "Whether the shipped rules for the replies of the large providers hold, after the `[[reply_rule]]` tables"
+        " (docs/design/trouble.md).",
     )
 
 
@@ -430,6 +448,11 @@ class Destination(Section):
     `*` without `hosts` does each domain have them for itself.
     """
 
+    name: Text = _option(
+        "",
+        "Under which name the destination is counted, shown, and suspended (`relaycluster suspend NAME`): letters, digits, `.`, `_`, `-`"
+        " and `*`. Empty: the first of `match` or `mx_suffix`.",
+    )
     match: tuple[Pattern, ...] = _option(
         (),
         "The recipient domains: `example.com`, `*.example.org` for all below it, `*` for all. The most exact pattern"
@@ -437,7 +460,9 @@ class Destination(Section):
     )
     mx_suffix: tuple[Domain, ...] = _option(
         (),
-        "All domains whose MX hosts end so, as one provider. This release does not look at it yet.",
+        "All domains whose MX hosts' names end so, as one provider: `protection.outlook.com` is for `example.com` with the MX host"
+        " `example-com.mail.protection.outlook.com`. The most preferred MX hosts count. Only for domains that no `match` but `*` names; of"
+        " several suffixes the longest holds.",
     )
     hosts: tuple[RouteHost, ...] = _option(
         (),
@@ -453,12 +478,20 @@ class Destination(Section):
     rate: OptionalRate = _option("", "Instead of `delivery.rate_per_domain`.")
     connections: Whole | None = _option(None, "Instead of `delivery.connections_per_domain`.", ge=1)
     messages_per_connection: Whole | None = _option(None, "Instead of `delivery.messages_per_connection`.", ge=1)
-    tls: Literal["none", "may"] | None = _option(None, "Instead of `delivery.tls`.")
+    tls: TLSName | None = _option(None, "Instead of `delivery.tls`.")
+    source_addresses: tuple[SourceAddress, ...] | None = _option(None, "Instead of `delivery.source_addresses`.")
+
+    @property
+    def limit_name(self) -> str:
+        """Under which name all its domains are counted together; empty where each is by itself."""
+        if self.match == ("*",) and not self.hosts:
+            return ""
+        return self.name or next(iter((*self.match, *self.mx_suffix)), "")
 
     def settings(self, delivery: Delivery) -> DestinationSettings:
         """The destination as delivery sees it, with `delivery`'s values where it has none of its own."""
         return DestinationSettings(
-            name=self.match[0] if self.match and (self.hosts or self.match != ("*",)) else "",
+            name=self.limit_name,
             hosts=self.hosts,
             port=self.port,
             rate=self.rate or delivery.rate_per_domain,
@@ -466,6 +499,7 @@ class Destination(Section):
             messages_per_connection=self.messages_per_connection or delivery.messages_per_connection,
             tls=self.tls or delivery.tls,
             mx_suffix=self.mx_suffix,
+            sources=delivery.source_addresses if self.source_addresses is None else self.source_addresses,
         )
 
 
@@ -525,10 +559,15 @@ class Config(Section):
     limits: Limits = Field(default_factory=Limits)
     delivery: Delivery = Field(default_factory=Delivery)
     destination: tuple[Destination, ...] = _option((), "The destinations that differ.")
+    reply_rule: tuple[ReplyRule, ...] = _option((), "What replies mean where their codes do not say.")
     dkim: tuple[DKIM, ...] = _option((), "The keys that sign what leaves.")
     dns: DNS = Field(default_factory=DNS)
     http: HTTP = Field(default_factory=HTTP)
     log: Log = Field(default_factory=Log)
+
+    def rules(self) -> ReplyRules:
+        """What the replies of remote servers mean where their codes do not say: the operator's rules, then the shipped ones."""
+        return rules_of(self.reply_rule, self.delivery.provider_rules)
 
     def routes(self) -> RouteTable:
         """Which settings hold for mail to which domain."""

@@ -15,8 +15,14 @@ import idna
 from attrs import frozen
 from pydantic import BeforeValidator, StrictBool, StrictFloat, StrictInt, StrictStr, WithJsonSchema
 
+from relaycluster.mail.outcome import Stage
+from relaycluster.policy.bounce_class import BounceClass
+from relaycluster.policy.pace import SlowDown, Suspend
 from relaycluster.policy.rate import Rate
+from relaycluster.policy.reply_rules import Action, AsSaid, Defer, Fail, NextHost
 from relaycluster.policy.routing import HostPort, parse_host_port
+from relaycluster.policy.sources import Source, parse_source
+from relaycluster.policy.text_pattern import TextPattern
 
 Network = IPv4Network | IPv6Network
 
@@ -182,6 +188,52 @@ def parse_selector(text: str) -> str:
     return name
 
 
+_ACTIONS: dict[str, Action] = {
+    "as_said": AsSaid(),
+    "slow_down": SlowDown(),
+    "defer": Defer(),
+    "fail": Fail(),
+    "next_host": NextHost(),
+}
+_LONGEST_SUSPENSION_SECONDS = 7 * 86400
+_ACTION_FIX = 'write "slow_down", "suspend:15min", "defer", "fail", "next_host" or "as_said"'
+
+
+def parse_action(text: str) -> Action:
+    """What a reply rule does."""
+    if text in _ACTIONS:
+        return _ACTIONS[text]
+    name, colon, time = text.partition(":")
+    if name != "suspend" or not colon:
+        raise ValueError(f"{text[:60]!r} is not an action; {_ACTION_FIX}")
+    seconds = parse_duration(time)
+    if not 1 <= seconds <= _LONGEST_SUSPENSION_SECONDS:
+        raise ValueError(f'{text[:60]!r}: a suspension lasts from 1s to 7d; write it like "suspend:15min"')
+    return Suspend(seconds)
+
+
+_STAGES = {
+    stage.value: stage
+    for stage in (Stage.GREETING, Stage.EHLO, Stage.TLS, Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.FINAL_DOT)
+}
+
+
+def parse_stage(text: str) -> Stage:
+    """What a reply was the answer to."""
+    if text not in _STAGES:
+        raise ValueError(f"{text[:60]!r} is not a stage; use {', '.join(_STAGES)}")
+    return _STAGES[text]
+
+
+def parse_bounce_class(text: str) -> BounceClass:
+    """A class by its name."""
+    try:
+        return BounceClass(text)
+    except ValueError:
+        names = ", ".join(each.value for each in BounceClass)
+        raise ValueError(f"{text[:60]!r} is not a bounce class; use one of: {names}") from None
+
+
 def is_ip_address(text: str) -> bool:
     """Whether the text is an IPv4 or IPv6 address, without brackets or scope."""
     try:
@@ -317,6 +369,39 @@ ProxyNetwork = Annotated[
     _from_text("a network", 'write it like "192.0.2.0/24"', parse_proxy_network),
     _text_schema("10.0.0.0/24"),
     Kind("network"),
+]
+SourceAddress = Annotated[
+    Source,
+    _from_text("an address", 'write it like "192.0.2.1"', parse_source),
+    _text_schema("192.0.2.1 mail1.example.net"),
+    Kind("address, or address and name"),
+]
+PatternText = Annotated[
+    TextPattern,
+    _from_text("a regular expression", _TEXT_FIX, TextPattern),
+    _text_schema("^421 .*too many connections", minLength=1),
+    Kind("regular expression"),
+]
+ActionText = Annotated[
+    Action,
+    _from_text("an action", _ACTION_FIX, parse_action),
+    _text_schema(
+        "suspend:15min",
+        pattern=r"^(as_said|slow_down|defer|fail|next_host|suspend:(\d+(\.\d+)?(ms|s|min|h|d))+)$",
+    ),
+    Kind("action"),
+]
+ReplyStage = Annotated[
+    Stage,
+    _from_text("a stage", _TEXT_FIX, parse_stage),
+    _text_schema("rcpt", enum=list(_STAGES)),
+    Kind("stage"),
+]
+OptionalBounceClass = Annotated[
+    BounceClass | None,
+    _from_text("a bounce class", _TEXT_FIX, _or_none(parse_bounce_class)),
+    _text_schema("spam-related", enum=["", *(each.value for each in BounceClass)]),
+    Kind("bounce class or empty"),
 ]
 Domain = Annotated[Text, _from_text("a domain name", _TEXT_FIX, parse_domain), Kind("domain")]
 OptionalDomain = Annotated[

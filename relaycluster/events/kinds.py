@@ -362,6 +362,42 @@ class ItemHeld(Event):
     why: str = _field("the reason")
 
 
+# The operator.
+
+
+@_event()
+@define(on_setattr=setters.frozen)
+class OperatorActed(Event):
+    """An operator changed the queue; told by the owner of the partition, once."""
+
+    verb: str = _field("`hold`, `release`, `requeue`, `requeue --reset`, `bounce`, `delete` or `flush`")
+    subject: str = _field("the item's id, or the domain")
+    who: str = _field("who it was: the user and the host of the command")
+    why: str = _field("the reason that was given")
+    at: str = _field("when it was done (UTC): the time of the line is when the owner told it")
+
+
+@_event("warning")
+@define(on_setattr=setters.frozen)
+class DeliverySuspended(Event):
+    """From here on this node sends nothing to these domains; told by each delivery node, also when it starts."""
+
+    subject: str = _field("a domain, `*.suffix`, the name of a limit, or `*`")
+    seconds: float = _field("for how long still; 0 until it is resumed")
+    who: str = _field("the operator, or the rule")
+    why: str = _field("the reason")
+
+
+@_event()
+@define(on_setattr=setters.frozen)
+class DeliveryResumed(Event):
+    """A suspension was ended before its time; told by each delivery node."""
+
+    subject: str = _field("a domain, `*.suffix`, the name of a limit, or `*`")
+    who: str = _field("who ended it")
+    why: str = _field("the reason that was given")
+
+
 # The cluster.
 
 

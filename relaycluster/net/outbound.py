@@ -10,11 +10,10 @@ import os
 from collections.abc import Callable
 from typing import Any, assert_never
 
-from attrs import field, frozen, validators
 from OpenSSL import SSL
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint
-from twisted.internet.error import ConnectError, ConnectionDone, ConnectionLost, TimeoutError
+from twisted.internet.error import ConnectBindError, ConnectError, ConnectionDone, ConnectionLost, TimeoutError
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -37,6 +36,7 @@ from relaycluster.mail.session import TLSFacts
 from relaycluster.net import tls
 from relaycluster.net.flow import Flow
 from relaycluster.net.immediate import write_now
+from relaycluster.net.target import ConnectFailed, OutboundSettings, Target, Timeouts
 from relaycluster.smtp.client import (
     ClientConversation,
     ContentWanted,
@@ -51,6 +51,8 @@ from relaycluster.smtp.client import (
 from relaycluster.smtp.client_states import State
 from relaycluster.smtp.extensions import Extensions
 
+__all__ = ["PIECE", "ConnectFailed", "OutboundConnection", "OutboundSettings", "Target", "Timeouts", "connect"]
+
 PIECE = 64 * 1024
 """Octets of a long content that are written at once."""
 
@@ -62,97 +64,43 @@ _REPLY_GIVEN_UP = Reply.of(451, "4.3.0", "given up by this node")
 _REPLY_NO_CONTENT = Reply.of(451, "4.3.0", "the content could not be read")
 
 
-@frozen(cache_hash=True)
-class Target:
-    """Where a connection goes, and how: equal targets can share connections.
-
-    `host` is the name that the certificate must bear and that outcomes show: an MX host, or an IP address. `address` is
-    an IPv4 or IPv6 address. `source` is the local address to connect from; empty lets the system choose. `limit` is the
-    limit under which the connection counts: only mail under the same limit shares it.
-    """
-
-    host: str
-    address: str
-    port: int = 25
-    tls: TLSPolicy = field(default=TLSPolicy.MAY, converter=TLSPolicy)
-    source: str = ""
-    limit: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.host}[{self.address}]:{self.port}"
-
-
-@frozen
-class Timeouts:
-    """How many seconds each stage may take (RFC 5321 4.5.3.2), from the last thing that was said to a complete reply.
-
-    `content_seconds` is for each block of a long content that the other side takes its time for. `quit_seconds` is the
-    longest that a connection stays after its last word.
-    """
-
-    connect_seconds: float = field(default=30, validator=validators.gt(0))
-    greeting_seconds: float = field(default=300, validator=validators.gt(0))
-    ehlo_seconds: float = field(default=300, validator=validators.gt(0))
-    tls_seconds: float = field(default=60, validator=validators.gt(0))
-    mail_seconds: float = field(default=300, validator=validators.gt(0))
-    rcpt_seconds: float = field(default=300, validator=validators.gt(0))
-    data_seconds: float = field(default=120, validator=validators.gt(0))
-    content_seconds: float = field(default=180, validator=validators.gt(0))
-    final_dot_seconds: float = field(default=600, validator=validators.gt(0))
-    quit_seconds: float = field(default=5, validator=validators.gt(0))
-    by_state: dict[State, float] = field(init=False, repr=False, eq=False)
-    shortest_seconds: float = field(init=False, repr=False, eq=False)  # of a stage before QUIT
-
-    @by_state.default
-    def _by_state(self) -> dict[State, float]:
-        return {
-            State.GREETING: self.greeting_seconds,
-            State.EHLO: self.ehlo_seconds,
-            State.HELO: self.ehlo_seconds,
-            State.STARTTLS: self.tls_seconds,
-            State.TLS: self.tls_seconds,
-            State.RSET: self.mail_seconds,
-            State.MAIL: self.mail_seconds,
-            State.RCPT: self.rcpt_seconds,
-            State.DATA: self.data_seconds,
-            State.CONTENT: self.content_seconds,
-            State.EMPTY_DOT: self.data_seconds,
-            State.FINAL_DOT: self.final_dot_seconds,
-            State.QUIT: self.quit_seconds,
-        }
-
-    @shortest_seconds.default
-    def _shortest_seconds(self) -> float:
-        return min(seconds for state, seconds in self.by_state.items() if state is not State.QUIT)
-
-
-@frozen
-class OutboundSettings:
-    """What all outbound connections of a process have in common. `helo_name` is our name for EHLO; `tls` may be None
-    when no target's policy wants TLS."""
-
-    helo_name: str
-    tls: tls.ClientTLS | None = None
-    timeouts: Timeouts = field(factory=Timeouts)
-
-
-class ConnectFailed(Exception):
-    """No session with the target. `outcome` is what that means for mail to it; `tls_failed` when it broke off between
-    STARTTLS and the first reply under TLS: under "may" the caller can try again in clear, with TLSPolicy.NONE."""
-
-    def __init__(self, outcome: outcome.Deferred | outcome.Failed, *, tls_failed: bool = False) -> None:
-        super().__init__(str(outcome.reply))
-        self.outcome = outcome
-        self.tls_failed = tls_failed
-
-
 def connect(reactor: Any, target: Target, settings: OutboundSettings) -> Deferred[OutboundConnection]:
     """A connection to the target whose session stands: greeting, EHLO and, by policy, TLS are done.
 
-    Fails with `ConnectFailed` and nothing else; so it does when it is cancelled. `reactor` provides IReactorTCP and
-    IReactorTime.
+    Under "may", where TLS breaks off the host is asked again in clear at once; when that works, it is asked in clear from
+    the start for `tls.BROKEN_SECONDS`. Fails with `ConnectFailed` and nothing else; so it does when it is cancelled.
+    `reactor` provides IReactorTCP and IReactorTime.
     """
-    connection = OutboundConnection(reactor, target, settings)
+    policy, ours = target.tls, settings.tls
+    if policy is not TLSPolicy.MAY:
+        return _session(reactor, target, settings, policy)
+    if ours is None:
+        return _session(reactor, target, settings, TLSPolicy.NONE, "this node has no TLS")
+    broken = ours.broken(target.address, target.port, reactor.seconds())
+    if broken:
+        return _session(reactor, target, settings, TLSPolicy.NONE, broken)
+
+    def in_clear(failure: Failure) -> Deferred[OutboundConnection]:
+        error = failure.value
+        if not isinstance(error, ConnectFailed) or not error.tls_failed:
+            return fail(failure)
+        why = " ".join(error.outcome.reply.lines)
+
+        def works(connection: OutboundConnection) -> OutboundConnection:
+            # Only now it is known that TLS was the trouble, and not the host or the network.
+            ours.note_broken(target.address, target.port, why, reactor.seconds())
+            return connection
+
+        return _session(reactor, target, settings, TLSPolicy.NONE, why).addCallback(works)
+
+    return _session(reactor, target, settings, policy).addErrback(in_clear)
+
+
+def _session(
+    reactor: Any, target: Target, settings: OutboundSettings, policy: TLSPolicy, why_clear: str = ""
+) -> Deferred[OutboundConnection]:
+    """One TCP connection, under one policy."""
+    connection = OutboundConnection(reactor, target, settings, policy, why_clear)
     endpoint_class = TCP6ClientEndpoint if ":" in target.address else TCP4ClientEndpoint
     endpoint = endpoint_class(
         reactor,
@@ -189,11 +137,19 @@ class OutboundConnection(Protocol):
 
     `target` is where it goes, `tls` what was negotiated (None in clear), `transactions_done` counts those that got to
     their end. `on_closed`, when set, is called once with the connection when the connection is gone, whoever closed it.
+    `policy` may be weaker than the target's where TLS is known to be broken; `why_clear` tells why then.
     """
 
     _log = Logger()
 
-    def __init__(self, reactor: Any, target: Target, settings: OutboundSettings) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        target: Target,
+        settings: OutboundSettings,
+        policy: TLSPolicy | None = None,
+        why_clear: str = "",
+    ) -> None:
         self.target = target
         self.tls: TLSFacts | None = None
         self.transactions_done = 0
@@ -201,9 +157,14 @@ class OutboundConnection(Protocol):
         self.on_closed: Callable[[OutboundConnection], None] | None = None
         self._reactor = reactor
         self._settings = settings
-        self._conversation = ClientConversation(settings.helo_name, target.host, target.tls)
+        self._why_clear = why_clear
+        self._shaking_hands: SSL.Connection | None = None
+        helo_name = target.helo_name or settings.helo_name
+        self._conversation = ClientConversation(helo_name, target.host, target.tls if policy is None else policy)
         self._established: Deferred[OutboundConnection] | None = None
         self._sending: Deferred[tuple[Outcome, ...]] | None = None
+        self._transaction: Transaction | None = None
+        self._began = 0.0  # the transaction
         self._is_connected = False
         self._given_up = False
         self._replies_before = 0
@@ -226,6 +187,19 @@ class OutboundConnection(Protocol):
     def is_gone(self) -> bool:
         """Whether the TCP connection is gone."""
         return not self._is_connected
+
+    @property
+    def tls_used(self) -> str:
+        """How the session is protected, in words for the history of an attempt: "TLSv1.3 TLS_AES_256_GCM_SHA384, verified",
+        "clear: not offered"; empty where the policy is "none"."""
+        tls = self.tls
+        if tls is not None:
+            return f"{tls.version} {tls.cipher}{', verified' if self._verifies else ''}"
+        if self.target.tls is TLSPolicy.NONE:
+            return ""
+        if self._why_clear:
+            return f"clear: {self._why_clear}"
+        return "clear: STARTTLS refused" if self._conversation.extensions.starttls else "clear: not offered"
 
     @property
     def extensions(self) -> Extensions:
@@ -252,10 +226,11 @@ class OutboundConnection(Protocol):
             return succeed((closed,) * len(transaction.envelope.recipients))
         sending: Deferred[tuple[Outcome, ...]] = Deferred(self._cancelled)
         self._sending = sending
+        self._transaction = transaction
         self._replies_before = self._conversation.replies_seen
         self._conversation.begin(transaction)
         self._pump()
-        self._set_deadline()
+        self._began = self._set_deadline()
         return sending
 
     def close(self) -> None:
@@ -299,6 +274,7 @@ class OutboundConnection(Protocol):
 
     def handshakeCompleted(self) -> None:
         """See `IHandshakeListener`."""
+        self._shaking_hands = None
         target, settings = self.target, self._settings.tls
         connection = self._tls_handle()
         if self._conversation.state is not State.TLS or settings is None or connection is None:
@@ -319,11 +295,14 @@ class OutboundConnection(Protocol):
         self._is_connected = False
         self._stop_timer()
         if self._conversation.state is State.TLS:
-            if self._settings.tls is not None:
-                self._settings.tls.forget(self.target.host, self.target.port, verify=self._verifies)
-            self._conversation.tls_failed(_why_lost(reason))
+            ours, shaking, why = self._settings.tls, self._shaking_hands, ""
+            if ours is not None and shaking is not None:
+                ours.forget(self.target.host, self.target.port, verify=self._verifies)
+                why = ours.certificate_trouble(shaking)
+            self._conversation.tls_failed(why or _why_lost(reason))
         else:
             self._conversation.connection_lost(_why_lost(reason))
+        self._shaking_hands = None
         self._pump()
         on_closed, self.on_closed = self.on_closed, None
         if on_closed is not None:
@@ -341,6 +320,8 @@ class OutboundConnection(Protocol):
             why = os.strerror(error.osError)
         else:
             why = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, ConnectBindError):
+            why = f"this node can not use the source address {self.target.source}: {why}"
         reply = Reply.of(451, "4.4.1", f"can not connect to {self.target}: {why}")
         established.errback(ConnectFailed(outcome.Deferred(reply, Stage.CONNECT, self.target.host)))
 
@@ -356,7 +337,10 @@ class OutboundConnection(Protocol):
             event = conversation.next_event()
             if event is None:
                 return
-            self._act_on(event)
+            if type(event) is Finished:  # the usual one
+                self._finished(event.outcomes)
+            else:
+                self._act_on(event)
 
     def _act_on(self, event: Event) -> None:
         if isinstance(event, Finished):
@@ -391,6 +375,7 @@ class OutboundConnection(Protocol):
         if content_sent is not None:
             content_sent.cancel()  # does nothing, unless the content is still on its way
         sending, self._sending = self._sending, None
+        self._transaction = None
         if sending is not None:
             sending.callback(outcomes)
 
@@ -406,7 +391,9 @@ class OutboundConnection(Protocol):
                 transport.abortConnection()
         established, self._established = self._established, None
         if established is not None and event.outcome is not None:
-            established.errback(ConnectFailed(event.outcome, tls_failed=event.tls_failed))
+            # What we gave up ourselves is no sign of broken TLS.
+            tls_failed = event.tls_failed and not self._given_up
+            established.errback(ConnectFailed(event.outcome, tls_failed=tls_failed))
 
     def _start_tls(self) -> None:
         transport: Any = self.transport
@@ -419,6 +406,7 @@ class OutboundConnection(Protocol):
         except (ValueError, TypeError, SSL.Error) as error:  # a host whose name is none
             self._conversation.tls_failed(tls.reason(error))
             return
+        self._shaking_hands = creator.connection
         transport.startTLS(creator)
 
     @property
@@ -501,30 +489,40 @@ class OutboundConnection(Protocol):
 
     # Time
 
-    def _set_deadline(self) -> None:
-        """Start the time of the stage that the conversation is in."""
+    def _set_deadline(self) -> float:
+        """Start the time of the stage that the conversation is in. Returns the time that it is."""
         seconds = self._by_state.get(self._conversation.state)
         if seconds is None or not self._is_connected:
             self._deadline = None
-            return
+            return 0.0
         clock: IReactorTime = self._reactor
-        self._deadline = clock.seconds() + seconds
+        now = clock.seconds()
+        self._deadline = now + seconds
         if self._timer is None:
             # No stage is shorter than this, so no deadline that is set later comes before the timer.
             self._timer = clock.callLater(min(seconds, self._shortest), self._look_at_deadline)
+        return now
 
     def _look_at_deadline(self) -> None:
         self._timer = None
         deadline = self._deadline
         if deadline is None:
             return
-        left = deadline - self._reactor.seconds()
-        if left > 0:
+        now = self._reactor.seconds()
+        left = deadline - now
+        if left > 0 and not self._is_overdue(now):
             self._timer = self._reactor.callLater(min(left, self._shortest), self._look_at_deadline)
             return
         self._conversation.timed_out()
         self._pump()
         self._cut_off()
+
+    def _is_overdue(self, now: float) -> bool:
+        """Whether the transaction as a whole has had its time, though each of its stages has some left."""
+        transaction = self._transaction
+        if transaction is None or self._conversation.state is State.FINAL_DOT:
+            return False
+        return now - self._began >= self._settings.timeouts.longest_seconds(transaction)
 
     def _stop_timer(self) -> None:
         self._deadline = None

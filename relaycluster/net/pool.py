@@ -2,7 +2,8 @@
 
 No policy about domains lives here: who may send to what, how fast and over how many connections, the delivery node
 decides before it asks. The pool keeps one promise: connecting, busy and idle connections together are never more than
-`most_connections`. An idle one gives way when another target needs its place; when there is none, who asks waits his turn.
+`most_connections`. An idle one gives way when another target needs its place; when there is none, who asks waits his turn,
+and attempts at hosts that do not answer are given up early, so that they do not use up all places.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ from relaycluster.mail.outcome import Stage
 from relaycluster.mail.reply import Reply
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, Target
 
+SHARE_OF_CONNECTING = 0.25
+"""While others wait for a place, attempts that hang may hold no more than this part of all places…"""
+PATIENCE_SECONDS = 5.0
+"""…and each gets at least so long. A host that answers at all does so within one second."""
+
+_REPLY_HANGS = Reply.of(451, "4.4.1", "The host did not answer in time, while others waited for the connection's place")
 _REPLY_STOPPING = Reply.of(451, "4.3.2", "this node is stopping")
 
 
@@ -39,7 +46,8 @@ class ConnectionPool:
     """Connections by target, the one used last is reused first: so the others grow old and go.
 
     `connect` makes a connection, as `net.outbound.connect` does. An idle connection is closed after `idle_seconds`, one
-    that is given back after `messages_per_connection` transactions is not kept.
+    that is given back after `messages_per_connection` transactions is not kept, nor is one for which `is_surplus` says that
+    its limit has no place for it any more.
     """
 
     def __init__(
@@ -56,7 +64,8 @@ class ConnectionPool:
         self._most = most_connections
         self._idle_seconds = idle_seconds
         self._messages = messages_per_connection
-        self._attempts: set[Deferred[OutboundConnection]] = set()
+        self._attempts: OrderedDict[Deferred[OutboundConnection], float] = OrderedDict()  # the longest under way first
+        self._given_up: set[Deferred[OutboundConnection]] = set()
         self._connecting = 0
         self._busy: set[OutboundConnection] = set()
         self._idle: dict[Target, list[OutboundConnection]] = {}
@@ -65,8 +74,10 @@ class ConnectionPool:
         self._waiting: OrderedDict[Deferred[OutboundConnection | None], Target] = OrderedDict()
         self._is_serving = False
         self._timer: IDelayedCall | None = None
+        self._pressing: IDelayedCall | None = None
         self._all_gone: Deferred[None] | None = None
         self.on_gone: Callable[[OutboundConnection], None] = lambda _connection: None
+        self.is_surplus: Callable[[Target], bool] = lambda _target: False
 
     @property
     def counts(self) -> PoolCounts:
@@ -106,11 +117,28 @@ class ConnectionPool:
 
         turn: Deferred[OutboundConnection | None] = Deferred(leave)
         self._waiting[turn] = target
+        self._end_what_hangs()
 
         def my_turn(handed_over: OutboundConnection | None) -> Deferred[OutboundConnection]:
             return self._open(target) if handed_over is None else succeed(handed_over)
 
         return turn.addCallback(my_turn)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for a place."""
+        return bool(self._waiting)
+
+    def retire_idle(self, limit: str, every: bool = False) -> bool:
+        """End the connection under this limit that has been idle longest (or every one), since its place under the limit is needed.
+        Whether there was one."""
+        found = [connection for connection in self._idle_since if connection.target.limit == limit]
+        for connection in found if every else found[:1]:
+            self._forget_idle(connection)
+            self._retire(connection)
+        if found:
+            self._serve_waiting()
+        return bool(found)
 
     def release(self, connection: OutboundConnection, messages_per_connection: int | None = None) -> None:
         """Give a connection back, in whatever state it is. `messages_per_connection` takes the pool's place for
@@ -119,7 +147,12 @@ class ConnectionPool:
             return  # it was lost in the caller's hands
         self._busy.remove(connection)
         most = self._messages if messages_per_connection is None else messages_per_connection
-        if not connection.usable or connection.transactions_done >= most or self._all_gone is not None:
+        if (
+            not connection.usable
+            or connection.transactions_done >= most
+            or self._all_gone is not None
+            or self.is_surplus(connection.target)
+        ):
             self._retire(connection)
         elif self._waiting:
             turn, target = next(iter(self._waiting.items()))
@@ -169,14 +202,35 @@ class ConnectionPool:
             return True
         return False
 
+    def _end_what_hangs(self) -> None:
+        """Somebody waits for a place. While hosts that do not answer hold more than their share of the places, the one that has been
+        silent longest is given up early; one that was asked just now gets its time."""
+        self._stop_pressing()
+        while self._waiting and self._attempts and self._connecting > self._most * SHARE_OF_CONNECTING:
+            attempt, since = next(iter(self._attempts.items()))
+            left = since + PATIENCE_SECONDS - self._clock.seconds()
+            if left > 0:
+                self._pressing = self._clock.callLater(left, self._end_what_hangs)
+                return
+            del self._attempts[attempt]
+            self._given_up.add(attempt)
+            attempt.cancel()
+
+    def _stop_pressing(self) -> None:
+        if self._pressing is not None and self._pressing.active():
+            self._pressing.cancel()
+        self._pressing = None
+
     def _open(self, target: Target) -> Deferred[OutboundConnection]:
         self._connecting += 1
         attempt = self._connect(target)
         if not attempt.called:
-            self._attempts.add(attempt)
+            self._attempts[attempt] = self._clock.seconds()
+            if self._waiting:
+                self._end_what_hangs()
 
         def opened(connection: OutboundConnection) -> OutboundConnection:
-            self._attempts.discard(attempt)
+            self._attempts.pop(attempt, None)
             self._connecting -= 1
             connection.on_closed = self._gone
             if self._all_gone is not None:
@@ -186,8 +240,11 @@ class ConnectionPool:
             return connection
 
         def not_opened(failure: Failure) -> Failure:
-            self._attempts.discard(attempt)
+            self._attempts.pop(attempt, None)
             self._connecting -= 1
+            if attempt in self._given_up:
+                self._given_up.discard(attempt)
+                failure = Failure(ConnectFailed(outcome.Deferred(_REPLY_HANGS, Stage.CONNECT, target.host)))
             self._serve_waiting()
             self._look_whether_all_gone()
             return failure
@@ -256,6 +313,7 @@ class ConnectionPool:
             self._all_gone.callback(None)
 
     def _stop_timer(self) -> None:
+        self._stop_pressing()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

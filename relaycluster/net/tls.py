@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from OpenSSL import SSL
 from service_identity import VerificationError
@@ -24,14 +25,30 @@ if TYPE_CHECKING:
 
 MOST_SESSIONS = 1024
 
+BROKEN_SECONDS = 3600.0
+"""So long a host is known for breaking off in TLS, and "may" asks it in clear."""
+MOST_BROKEN = 4096
+
+_CERTIFICATE_TROUBLES = {
+    7: "the certificate's signature is not its issuer's",
+    9: "the certificate is not yet valid",
+    10: "the certificate has expired",
+    18: "the certificate is self-signed",
+    19: "the certificate's chain ends in an unknown root",
+    20: "the certificate's issuer is unknown",
+    21: "the certificate's issuer is unknown",
+    23: "the certificate is revoked",
+}
+"""OpenSSL's numbers (X509_V_ERR_…) for what happens; it tells the others by its general "certificate verify failed"."""
+
 
 class NotTrusted(Exception):
     """The certificate does not belong to the host that we meant. The text says why, fit for a log and a notice."""
 
 
 class ClientTLS:
-    """Makes TLS connections to servers. One for the process: its two contexts are costly to make, and it keeps one
-    resumable session for each host and policy, the least recently used dropped first.
+    """Makes TLS connections to servers. One for the process: its two contexts are costly to make, it keeps one
+    resumable session for each host and policy, the least recently used dropped first, and remembers whose TLS is broken.
 
     `ca_file` (PEM) takes the place of the system's trusted roots.
     """
@@ -40,15 +57,17 @@ class ClientTLS:
         self._opportunistic = _context()
         self._opportunistic.set_verify(SSL.VERIFY_NONE)
         self._verifying = _context()
-        self._verifying.set_verify(SSL.VERIFY_PEER)
+        self._verifying.set_verify(SSL.VERIFY_PEER, self._note_trouble)
         if ca_file is None:
             self._verifying.set_default_verify_paths()
         else:
             self._verifying.load_verify_locations(ca_file)
         self._sessions: OrderedDict[tuple[str, int, bool], SSL.Session] = OrderedDict()
         self._most_sessions = most_sessions
+        self._troubles: WeakKeyDictionary[SSL.Connection, int] = WeakKeyDictionary()
+        self._broken: OrderedDict[tuple[str, int], tuple[float, str]] = OrderedDict()
 
-    def connection_to(self, host: str, port: int, *, verify: bool) -> IOpenSSLClientConnectionCreator:
+    def connection_to(self, host: str, port: int, *, verify: bool) -> ConnectionCreator:
         """What Twisted's `startTLS` takes, once. `host` is a domain name (A-labels) or an IP address. With `verify`, a
         chain that is not trusted fails the handshake; after it, call `verify_host`. Raises ValueError, TypeError or
         SSL.Error for a name that can not be one."""
@@ -59,7 +78,7 @@ class ClientTLS:
         session = self._sessions.get((host, port, verify))
         if session is not None:
             connection.set_session(session)
-        return _Creator(connection)
+        return ConnectionCreator(connection)
 
     def verify_host(self, connection: SSL.Connection, host: str) -> None:
         """Raise `NotTrusted` unless the server's certificate names the host."""
@@ -88,17 +107,48 @@ class ClientTLS:
         """Let the session go: the handshake failed, and it should not be for a ticket's sake."""
         self._sessions.pop((host, port, verify), None)
 
+    def certificate_trouble(self, connection: SSL.Connection) -> str:
+        """What OpenSSL found wrong with the server's chain, in words for an operator; empty when that was not it."""
+        return _CERTIFICATE_TROUBLES.get(self._troubles.get(connection, 0), "")
+
+    def _note_trouble(
+        self, connection: SSL.Connection, _certificate: object, number: int, _depth: int, is_good: int
+    ) -> bool:
+        """OpenSSL asks about each certificate of the chain. Its own judgement stands; what it says first is kept."""
+        if not is_good:
+            self._troubles.setdefault(connection, number)
+        return bool(is_good)
+
+    def note_broken(self, address: str, port: int, why: str, now: float) -> None:
+        """The host breaks off in TLS, and works in clear. `now` is in seconds on the caller's clock."""
+        self._broken[address, port] = (now + BROKEN_SECONDS, why)
+        self._broken.move_to_end((address, port))
+        if len(self._broken) > MOST_BROKEN:
+            self._broken.popitem(last=False)
+
+    def broken(self, address: str, port: int, now: float) -> str:
+        """Why TLS with the host is not worth trying at present; empty when it is."""
+        found = self._broken.get((address, port))
+        if found is None:
+            return ""
+        until, why = found
+        if now < until:
+            return why
+        del self._broken[address, port]
+        return ""
+
 
 @implementer(IOpenSSLClientConnectionCreator)
-class _Creator:
-    """Made beforehand, so that what can go wrong goes wrong before Twisted has put TLS on the transport."""
+class ConnectionCreator:
+    """Made beforehand, so that what can go wrong goes wrong before Twisted has put TLS on the transport. `connection` is what
+    it gives to Twisted, which forgets it when it fails."""
 
     def __init__(self, connection: SSL.Connection) -> None:
-        self._connection = connection
+        self.connection = connection
 
     def clientConnectionForTLS(self, tlsProtocol: TLSMemoryBIOProtocol) -> SSL.Connection:
         """See `IOpenSSLClientConnectionCreator`."""
-        return self._connection
+        return self.connection
 
 
 def facts(connection: SSL.Connection) -> TLSFacts:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Container
 from typing import Protocol
+
+TRY_SECONDS = 0.5
+"""So long one lane tries for a connection, while the others of the same limit wait for what comes of it."""
 
 
 class LimitReached(Exception):
@@ -13,27 +17,50 @@ class LimitReached(Exception):
 class Waits(Protocol):
     """Who can stand in line."""
 
-    def pump(self) -> None:
+    def take_turn(self) -> None:
         """There may be a connection now."""
 
 
 class Crowd:
-    """Lanes that wait for a connection of a limit that this process has used up. `open` tells how many it has."""
+    """Lanes that wait for a connection of a limit that this process has used up. `open` tells how many it has, `shares` the limits of
+    which other nodes wish for some."""
 
     def __init__(self, open_connections: Callable[[str], int]) -> None:
-        self._open = open_connections
-        self._lanes: dict[str, dict[Waits, None]] = {}
+        self.open = open_connections
+        self.shares: Container[str] = ()
+        self._full: dict[str, float] = {}
+        self._lanes: dict[str, OrderedDict[Waits, None]] = {}
 
-    def wait(self, limit: str, lane: Waits) -> bool:
-        """Stand in line. False when this process has no connection that could become free."""
-        if not self._open(limit):
+    def wait(self, limit: str, lane: Waits, first: bool = False) -> bool:
+        """Stand in line, or `first` in it. False when this process has no connection that could become free."""
+        if not self.open(limit):
             return False
-        self._lanes.setdefault(limit, {})[lane] = None
+        line = self._lanes.setdefault(limit, OrderedDict())
+        line[lane] = None
+        if first:
+            line.move_to_end(lane, last=False)
         return True
 
     def waits(self, limit: str) -> bool:
-        """Whether somebody stands in line."""
-        return limit in self._lanes
+        """Whether somebody stands in line, here or at another node."""
+        return limit in self._lanes or limit in self.shares
+
+    def full(self, limit: str, until_seconds: float) -> None:
+        """Other nodes have all connections of the limit, and this process none."""
+        self._full[limit] = until_seconds
+
+    def full_seconds(self, limit: str, now_seconds: float) -> float:
+        """How long to wait before trying for one; 0 for the one lane that may try now."""
+        until = self._full.get(limit)
+        if until is None:
+            return 0.0
+        if self.open(limit):
+            del self._full[limit]
+            return 0.0
+        if now_seconds < until:
+            return until - now_seconds
+        self._full[limit] = now_seconds + TRY_SECONDS
+        return 0.0
 
     def freed(self, limit: str) -> None:
         """A connection is free, or gone: the first in line may look."""
@@ -43,4 +70,4 @@ class Crowd:
             del lanes[lane]
             if not lanes:
                 del self._lanes[limit]
-            lane.pump()
+            lane.take_turn()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from weakref import WeakValueDictionary
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
@@ -19,11 +20,15 @@ from relaycluster.node.limits import Pace
 from relaycluster.node.means import Means
 from relaycluster.node.membership import Heart
 from relaycluster.node.partitions import Partitions
+from relaycluster.node.reach import Reaches
 from relaycluster.node.routes import Routes
 from relaycluster.node.settle import Settlement
 from relaycluster.policy.cluster import Ownership
+from relaycluster.policy.rate import Rate
+from relaycluster.policy.reply_rules import NO_RULES, ReplyRules
 from relaycluster.policy.ring import partition_of
 from relaycluster.policy.routing import DestinationSettings, RouteTable
+from relaycluster.policy.suspension import Suspension
 
 FORGOTTEN_SECONDS = 60.0
 """An idle lane is forgotten after so long: memory is for the domains of now."""
@@ -46,6 +51,10 @@ class Delivery:
         settlement: Settlement,
         metrics: Metrics,
         log: EventLog,
+        jitter: Callable[[], float],
+        rules: Callable[[], ReplyRules] = lambda: NO_RULES,
+        suspended: Callable[[str, str], Suspension | None] = lambda _domain, _limit: None,
+        suspend: Callable[[str, float, str], None] = lambda _limit, _seconds, _reason: None,
         most_in_hand: int = 1000,
         sign_anew: Callable[[bytes], bytes] = lambda content: content,
     ) -> None:
@@ -64,6 +73,10 @@ class Delivery:
         self._draining = False
         self._in_hand: set[bytes] = set()
         self._empty: Deferred[None] | None = None
+        self._paces: WeakValueDictionary[tuple[str, Rate], Pace] = WeakValueDictionary()
+        self._reaches = Reaches()
+        routes.use(table)
+        self._routes = routes
         settlement.on_settled = self._settled
         self._means = Means(
             clock=clock,
@@ -76,13 +89,18 @@ class Delivery:
             valid=heart.valid,
             proves=heart.proves,
             owner_of=self.owner_of,
-            number=self._claim_number,
+            number=self.claim_number,
             pace=self._pace,
             lost=partitions.lost,
-            taken=self._taken,
+            taken=self.taken,
             crowd=crowd,
             draining=lambda: self._draining,
             sign_anew=sign_anew,
+            reaches=self._reaches,
+            suspended=suspended,
+            suspend=suspend,
+            jitter=jitter,
+            rules=rules,
         )
 
     # Means
@@ -93,14 +111,22 @@ class Delivery:
             return None
         return self._partitions.owned.get(partition)
 
-    def _claim_number(self) -> int:
+    def claim_number(self) -> int:
+        """The first number of a batch of claims."""
         self._number += 64  # a batch counts on from its first number
         return self._number
 
     def _pace(self, domain: str, settings: DestinationSettings) -> Pace | None:
         if settings.rate is None:
             return None
-        return Pace(self._clock, self._throttle, settings.limit_key(domain), settings.rate)
+        limit = settings.limit_key(domain)
+        pace = self._paces.get((limit, settings.rate))
+        if pace is None:
+            group = self._reaches.of(limit, settings.connections)
+            pace = self._paces[limit, settings.rate] = Pace(
+                self._clock, self._throttle, limit, settings.rate, lambda now: group.window.rate_share(now)
+            )
+        return pace
 
     def lane(self, domain: str) -> Lane:
         """The lane of a domain."""
@@ -113,6 +139,7 @@ class Delivery:
     def use(self, table: RouteTable) -> None:
         """Other settings, from each lane's next step on."""
         self._table = table
+        self._routes.use(table)
         for lane in self._lanes.values():
             lane.use(table.lookup(lane.domain))
 
@@ -123,11 +150,11 @@ class Delivery:
         owner = self.owner_of(partition_of(domain, self._queue.partitions))
         if owner is None or len(self._in_hand) >= self._most_in_hand or not self.lane(domain).has_room():
             return None
-        return owner, self._claim_number()
+        return owner, self.claim_number()
 
     def offer(self, claim: Claim) -> None:
         """An item that was leased directly."""
-        self._taken(claim)
+        self.taken(claim)
         self.lane(claim.item.domain).offer(claim)
 
     def wake(self, domain: str) -> None:
@@ -141,11 +168,19 @@ class Delivery:
             lane.drop_waiting()
 
     def look_again(self) -> None:
-        """The lease is proven again, or Redis is back: every lane goes on."""
+        """The lease is proven again, Redis is back, or something was suspended: every lane looks."""
         for lane in list(self._lanes.values()):
-            lane.pump()
+            lane.look_again()
 
-    def _taken(self, claim: Claim) -> None:
+    def released(self, partitions: Sequence[int]) -> None:
+        """These are other nodes' now: what their domains' lanes hold and have not begun goes back."""
+        gone = frozenset(partitions)
+        for lane in list(self._lanes.values()):
+            if lane.partition in gone:
+                lane.release()
+
+    def taken(self, claim: Claim) -> None:
+        """It is in our hands until the settlement says otherwise."""
         self._in_hand.add(claim.token)
         item = claim.item
         if item.holder_deaths:

@@ -14,10 +14,11 @@ from relaycluster.interfaces import IQueue, QueueError
 from relaycluster.metrics import Metrics
 from relaycluster.net.pool import ConnectionPool
 from relaycluster.node.delivery import Delivery
+from relaycluster.node.operations import Operations
 from relaycluster.node.partitions import Partitions
 from relaycluster.node.settle import Settlement
 from relaycluster.node.spread import fan_out
-from relaycluster.policy.lifecycle import NOTICE_WORK, SPREAD_WORK
+from relaycluster.policy.lifecycle import NOTICE_WORK, OPERATOR_WORK, SPREAD_WORK
 
 POLL_SECONDS = 1.0
 POLL_SLICES = 4
@@ -78,9 +79,11 @@ class Janitor:
         pool: ConnectionPool,
         metrics: Metrics,
         log: EventLog,
+        operations: Operations | None = None,
     ) -> None:
         self._clock = clock
         self._queue = queue
+        self._operations = operations
         self._partitions = partitions
         self._delivery = delivery
         self._settlement = settlement
@@ -118,7 +121,7 @@ class Janitor:
         for partition, domain, due in await self._queue.due(partitions):
             if due > now:
                 continue
-            if domain in (SPREAD_WORK, NOTICE_WORK):
+            if domain in (SPREAD_WORK, NOTICE_WORK, OPERATOR_WORK):
                 try:
                     await self._finish(partition, domain)
                 except QueueError:
@@ -127,6 +130,10 @@ class Janitor:
                 self._delivery.wake(domain)
 
     async def _finish(self, partition: int, work: str) -> None:
+        if work == OPERATOR_WORK:
+            if self._operations is not None:
+                await self._operations.look_at(partition)
+            return
         if work == SPREAD_WORK:
             for items in await self._queue.spreads(partition):
                 await fan_out(self._queue, items)
@@ -153,6 +160,8 @@ class Janitor:
         """Contents that nobody needs any more."""
         for owner in list(self._partitions.owned.values()):
             await self._queue.sweep(owner, SWEEP_AFTER_MS)
+        if self._operations is not None:
+            await self._operations.trim(list(self._partitions.owned))
 
 
 class Room:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from attrs import define
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
 
 from relaycluster.interfaces import IThrottle, QueueError
 from relaycluster.policy.cluster import Snapshot
 from relaycluster.policy.rate import Rate
 
+SHARE_SECONDS = 1.0
+"""How often a process asks whether others wish for connections of a limit that it uses."""
 SETTLE_SECONDS = 0.5
 """How long a connection's place is kept for the next one before the cluster hears that it is free."""
+MOST_SLOTS = 40
+"""So many slots are asked for at once."""
+DEALT = 5
+"""Slots for one lane, before the next gets some."""
+LONGEST_LINE_SECONDS = 1.0
+"""Whoever would have to stand in line for longer is sent away, and the domain leaves the candidates meanwhile."""
 SLOT_GRACE_SECONDS = 0.1
 """A slot that was not used so long after its time is forfeited: it must not bunch with later ones."""
 
@@ -29,7 +39,11 @@ class _Held:
 
 
 class ConnectionLimits:
-    """How many connections this process has for each limit. Reserve before connecting, free when the connection is gone."""
+    """How many connections this process has for each limit. Reserve before connecting, free when the connection is gone.
+
+    A limit that several domains share may be used on several nodes. While others wish for more, `shares` says how many of it this
+    process keeps; what it has beyond ends as soon as it is free, and `on_surplus` ends one that is idle.
+    """
 
     def __init__(
         self, clock: IReactorTime, throttle: IThrottle, snapshot: Callable[[], tuple[Snapshot, int] | None]
@@ -39,14 +53,24 @@ class ConnectionLimits:
         self._snapshot = snapshot
         self._held: dict[str, _Held] = {}
         self._surplus: set[str] = set()
+        self._renewed: set[str] = set()
+        self._shared: set[str] = set()
+        self._share_timer: IDelayedCall | None = None
+        self.shares: dict[str, int] = {}
+        self.on_surplus: Callable[[str], object] = lambda _limit: False
         self._timer: IDelayedCall | None = None
 
-    async def reserve(self, limit: str, maximum: int) -> bool:
-        """One more connection, if the cluster's other connections of the limit leave room for it."""
+    async def reserve(self, limit: str, maximum: int, shared: bool = False) -> bool:
+        """One more connection, if the cluster's other connections of the limit leave room for it. `shared` when other nodes may
+        use the limit as well."""
         held = self._held.setdefault(limit, _Held())
         held.maximum = maximum
-        if held.open >= maximum:
+        if held.open >= min(maximum, self.shares.get(limit, maximum)):
             return False
+        if shared:
+            self._shared.add(limit)
+            if self._share_timer is None:
+                self._share_timer = self._clock.callLater(SHARE_SECONDS, self._look_at_shares)
         held.open += 1
         if held.open <= held.granted:
             return True
@@ -59,6 +83,10 @@ class ConnectionLimits:
             held.granted = -1  # unknown: the cluster may count it, and must hear that it is not there
             self.free(limit)
             return False
+        except BaseException:  # given up while we waited
+            held.granted = -1
+            self.free(limit)
+            raise
         if held.open <= held.granted:
             return True
         self.free(limit)
@@ -68,6 +96,19 @@ class ConnectionLimits:
         """How many connections of the limit this process has."""
         held = self._held.get(limit)
         return held.open if held is not None else 0
+
+    def is_surplus(self, limit: str) -> bool:
+        """Whether we have more connections than we should: others wish for their share, or the cluster granted fewer since our
+        incarnation changed. One that is free shall end."""
+        held = self._held.get(limit)
+        if limit in self.shares and held is not None and held.open > self.shares[limit]:
+            return True
+        if limit not in self._renewed:
+            return False
+        if held is not None and held.granted < held.open:
+            return True
+        self._renewed.discard(limit)
+        return False
 
     def free(self, limit: str) -> None:
         """A connection is gone, or was not made."""
@@ -82,14 +123,40 @@ class ConnectionLimits:
         for limit, held in self._held.items():
             held.granted = 0
             self._surplus.add(limit)
+            self._renewed.add(limit)
         if self._surplus and self._timer is None:
             self._timer = self._clock.callLater(0, self._give_back)
 
     def stop(self) -> None:
         """No timer is left behind."""
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        self._timer = None
+        for timer in (self._timer, self._share_timer):
+            if timer is not None and timer.active():
+                timer.cancel()
+        self._timer = self._share_timer = None
+
+    def _look_at_shares(self) -> None:
+        """Do other nodes wish for connections of the limits that we use?"""
+        self._share_timer = None
+        view = self._snapshot()
+        self._shared = {limit for limit in self._shared if self.open_of(limit)}
+        for limit in self.shares.keys() - self._shared:
+            del self.shares[limit]
+        if view is None or not self._shared:
+            return
+        for limit in self._shared:
+            asked = self._throttle.share(limit, view[1], self._held[limit].maximum, view[0])
+            asked.addCallback(self._keep_share, limit).addErrback(lambda failure: failure.trap(QueueError))
+        self._share_timer = self._clock.callLater(SHARE_SECONDS, self._look_at_shares)
+
+    def _keep_share(self, share: int, limit: str) -> None:
+        held = self._held.get(limit)
+        if held is None or share >= held.maximum:
+            self.shares.pop(limit, None)
+            return
+        self.shares[limit] = share
+        for _ in range(held.open - share):
+            if not self.on_surplus(limit):
+                break
 
     def _give_back(self) -> None:
         self._timer = None
@@ -115,21 +182,76 @@ class ConnectionLimits:
 
 
 class Pace:
-    """The rate of one limit. `take` gives the times, by our clock, of the next slots, or when to ask again."""
+    """The rate of one limit, for all lanes of this process that share it. `take` gives the times, by our clock, of the next slots, or
+    when to ask again. Lanes stand in line: one question at a time goes to the cluster for all of them, and its slots are dealt
+    out in turn, a few at a time (each domain needs a connection for its own), so that none is served twice before each was once. `share` is the part of the rate that may be used."""
 
-    def __init__(self, clock: IReactorTime, throttle: IThrottle, limit: str, rate: Rate) -> None:
+    def __init__(
+        self,
+        clock: IReactorTime,
+        throttle: IThrottle,
+        limit: str,
+        rate: Rate,
+        share: Callable[[float], float] = lambda _now_seconds: 1.0,
+    ) -> None:
         self._clock = clock
         self._throttle = throttle
         self._limit = limit
         self._interval_ns = rate.interval_ns
         self._burst = rate.burst
+        self._share = share
+        self._line: deque[tuple[int, Deferred[tuple[list[float], float]]]] = deque()
+        self._asking = False
+        self._timer: IDelayedCall | None = None
 
     def take(self, wanted: int) -> Deferred[tuple[list[float], float]]:
         """Up to `wanted` slots as times, and the seconds for which asking again is useless."""
+        answer: Deferred[tuple[list[float], float]] = Deferred()
+        self._line.append((wanted, answer))
+        self._ask()
+        return answer
 
-        def stamp(answer: tuple[Sequence[int], int]) -> tuple[list[float], float]:
-            delays, retry_us = answer
-            now = self._clock.seconds()
-            return [now + delay / 1e6 for delay in delays], retry_us / 1e6
+    def _ask(self) -> None:
+        if self._asking or self._timer is not None or not self._line:
+            return
+        self._asking = True
+        wanted = min(MOST_SLOTS, sum(each for each, _ in self._line))
+        interval_ns = int(self._interval_ns / self._share(self._clock.seconds()))
+        self._throttle.take(self._limit, interval_ns, self._burst, wanted).addCallbacks(self._answered, self._failed)
 
-        return self._throttle.take(self._limit, self._interval_ns, self._burst, wanted).addCallback(stamp)
+    def _answered(self, answer: tuple[Sequence[int], int]) -> None:
+        self._asking = False
+        delays, retry_us = answer
+        now, retry_seconds = self._clock.seconds(), retry_us / 1e6
+        line, self._line = self._line, deque()
+        dealt: list[list[float]] = [[] for _ in line]
+        slots = deque(now + delay / 1e6 for delay in delays)
+        hungry = deque(range(len(line)))
+        while slots and hungry:
+            at = hungry.popleft()
+            for _ in range(min(DEALT, line[at][0] - len(dealt[at]), len(slots))):
+                dealt[at].append(slots.popleft())
+            if len(dealt[at]) < line[at][0]:
+                hungry.append(at)
+        left = [entry for entry, some in zip(line, dealt, strict=True) if not some]
+        if left and retry_seconds < LONGEST_LINE_SECONDS:
+            # They keep their place, before all who come later.
+            self._line.extend(left)
+            self._timer = self._clock.callLater(retry_seconds, self._on_time)
+            left = []
+        for (_, waiting), some in zip(line, dealt, strict=True):
+            if some:
+                waiting.callback((some, retry_seconds))
+        for _, waiting in left:
+            waiting.callback(([], retry_seconds))
+        self._ask()
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self._ask()
+
+    def _failed(self, failure: Failure) -> None:
+        self._asking = False
+        line, self._line = self._line, deque()
+        for _, waiting in line:
+            waiting.errback(failure)

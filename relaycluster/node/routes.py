@@ -20,6 +20,7 @@ from relaycluster.policy.routing import (
     NoAddress,
     NoSuchDomain,
     NullMX,
+    RouteTable,
 )
 from relaycluster.policy.trouble import LocalTrouble
 from relaycluster.smtp.client import TLSPolicy
@@ -29,10 +30,13 @@ Shuffle = Callable[[list[Any]], None]
 
 @frozen
 class Route:
-    """Where to try, best first; good until `until_seconds` on the node's clock."""
+    """Where to try, best first; good until `until_seconds` on the node's clock. `settings` are those that hold for the domain, seen
+    its hosts; `kept` are all targets at which an idle connection may be found, whatever source it was made from."""
 
     targets: tuple[Target, ...]
     until_seconds: float
+    settings: DestinationSettings | None = None
+    kept: tuple[Target, ...] = ()
 
 
 @frozen
@@ -63,23 +67,39 @@ class Routes:
         self._shuffle = shuffle
         self._own_names = own_names
         self._seconds = seconds
+        self._table: RouteTable | None = None
+
+    def use(self, table: RouteTable) -> None:
+        """Whose settings hold where the domain's hosts decide it, from the next question on."""
+        self._table = table
+
+    def is_placed(self, domain: str) -> bool:
+        """Whether the domain's name alone says which settings hold."""
+        return self._table is None or self._table.is_placed(domain)
 
     async def find(self, domain: str, settings: DestinationSettings) -> Route | NoRoute:
-        """The targets for a domain."""
-        limit = settings.limit_key(domain)
-        if settings.hosts:
-            hosts = [(entry.host, entry.port) for entry in settings.hosts]
-            return await self._addresses(hosts, settings, limit, float("inf"))
+        """The targets for a domain, and its settings: those given, unless its hosts are a provider's."""
+        table = self._table
+        is_placed = table is None or table.is_placed(domain)
+        if is_placed and settings.hosts:
+            return await self._hosts(settings, domain, float("inf"))
         literal = routing.literal_address(domain)
         if literal is not None:
-            return await self._addresses([(literal, settings.port)], settings, limit, float("inf"))
+            return await self._addresses([(literal, settings.port)], settings, domain, float("inf"))
         answer = await self._resolver.mx(domain)
+        if not is_placed and table is not None:
+            # The settings that the lane has may be those of a provider where the domain no longer is.
+            settings = table.by_exchangers(domain, answer.records if isinstance(answer, Exchangers) else ())
+            if settings.hosts:
+                return await self._hosts(
+                    settings, domain, answer.ttl_seconds if isinstance(answer, Exchangers) else 60.0
+                )
         if isinstance(answer, Exchangers):
             ordered = routing.order_hosts(answer.records, self._shuffle, self._own_names)
             if not ordered:
                 return _trouble(LocalTrouble.LOOPS_TO_US)
             hosts = [(record.host, settings.port) for record in ordered]
-            return await self._addresses(hosts, settings, limit, answer.ttl_seconds)
+            return await self._addresses(hosts, settings, domain, answer.ttl_seconds)
         if isinstance(answer, NullMX):
             return _trouble(LocalTrouble.NULL_MX)
         if isinstance(answer, NoSuchDomain):
@@ -88,13 +108,18 @@ class Routes:
             return _trouble(LocalTrouble.DNS_UNAVAILABLE, answer.reason)
         assert_never(answer)
 
+    async def _hosts(self, settings: DestinationSettings, domain: str, ttl_seconds: float) -> Route | NoRoute:
+        return await self._addresses([(each.host, each.port) for each in settings.hosts], settings, domain, ttl_seconds)
+
     async def _addresses(
-        self, hosts: Sequence[tuple[str, int]], settings: DestinationSettings, limit: str, ttl_seconds: float
+        self, hosts: Sequence[tuple[str, int]], settings: DestinationSettings, domain: str, ttl_seconds: float
     ) -> Route | NoRoute:
         """Hosts by name become targets by address; one that cannot be looked up is left out while others can."""
         targets: list[Target] = []
+        kept: list[Target] = []
+        has_no_source = False
         reason = ""
-        policy = TLSPolicy(settings.tls)
+        policy, limit = TLSPolicy(settings.tls), settings.limit_key(domain)
         # All are asked at once: ten silent name servers cost the time of one.
         asked = [None if routing.is_address(host) else self._resolver.addresses(host) for host, _ in hosts]
         for (host, port), lookup in zip(hosts, asked, strict=True):
@@ -115,7 +140,26 @@ class Routes:
                 if not targets:
                     return _trouble(LocalTrouble.LOOPS_TO_US)
                 break
-            targets += [Target(host, address, port, policy, limit=limit) for address in found]
+            for address in found:
+                ours = self._sources(address, settings)
+                if ours is None:
+                    has_no_source = True
+                    continue
+                several = [Target(host, address, port, policy, limit=limit, source=a, helo_name=n) for a, n in ours]
+                targets.append(several[0])
+                kept += several
         if targets:
-            return Route(tuple(targets[: routing.MOST_ADDRESSES]), self._seconds() + ttl_seconds)
+            most = routing.MOST_ADDRESSES
+            return Route(tuple(targets[:most]), self._seconds() + ttl_seconds, settings, tuple(kept[:most]))
+        if has_no_source:
+            return _trouble(LocalTrouble.UNREACHABLE, "no source address of the hosts' family is configured")
         return _trouble(LocalTrouble.DNS_UNAVAILABLE, reason) if reason else _trouble(LocalTrouble.NO_ADDRESS)
+
+    def _sources(self, address: str, settings: DestinationSettings) -> list[tuple[str, str]] | None:
+        """The local addresses to connect from and their EHLO names, the one whose turn it is first; None when the family has none."""
+        if not settings.sources:
+            return [("", "")]
+        of_family = [(each.address, each.hostname) for each in settings.sources if each.is_ipv6 is (":" in address)]
+        if len(of_family) > 1:
+            self._shuffle(of_family)
+        return of_family or None

@@ -22,10 +22,14 @@ from relaycluster.mail import dsn, outcome, queue_id, xtext
 from relaycluster.mail.address import Address
 from relaycluster.mail.dsn import Action, RecipientReport, Report
 from relaycluster.mail.envelope import Envelope, Notify, Ret
+from relaycluster.mail.history import NOWHERE, Via
 from relaycluster.mail.item import Claim, Item, Notice
 from relaycluster.mail.outcome import Outcome, Stage
 from relaycluster.metrics import Metrics
-from relaycluster.policy import bounce_class, retry, trouble
+from relaycluster.node.history import Tried
+from relaycluster.node.notice_allowance import NoticeAllowance
+from relaycluster.policy import retry, trouble
+from relaycluster.policy.reply_rules import NO_RULES, ReplyRules
 from relaycluster.policy.ring import partition_of
 from relaycluster.policy.trouble import LocalTrouble
 
@@ -50,8 +54,9 @@ Told = tuple[Action, Address, Outcome]
 
 
 class Settlement:
-    """Records outcomes. `jitter` gives numbers in [0, 1); `sign` puts DKIM signatures in front of a notice; `on_settled(claim)` is
-    called when the queue has taken one."""
+    """Records outcomes. `jitter` gives numbers in [0, 1); `sign` puts DKIM signatures in front of a notice; `rules` are those for
+    replies; `allowance` says how many notices a sender may get, None for any number; `on_settled(claim)` is called when the queue has
+    taken one."""
 
     def __init__(
         self,
@@ -63,6 +68,8 @@ class Settlement:
         hostname: str,
         jitter: Callable[[], float],
         sign: Callable[[bytes], bytes] = lambda content: content,
+        rules: Callable[[], ReplyRules] = lambda: NO_RULES,
+        allowance: NoticeAllowance | None = None,
     ) -> None:
         self._clock = clock
         self._queue = queue
@@ -72,6 +79,9 @@ class Settlement:
         self._hostname = hostname
         self._jitter = jitter
         self._sign = sign
+        self._rules = rules
+        self._allowance = allowance
+        self.tried = Tried(queue)
         self._unwritten: deque[Callable[[], None]] = deque()
         self._timer: IDelayedCall | None = None
         self.on_settled: Callable[[Claim], None] = lambda _claim: None
@@ -87,16 +97,24 @@ class Settlement:
 
     # The plain way: everybody has it
 
-    def delivered(self, claim: Claim, recipients: Sequence[Address], outcomes: Sequence[Outcome]) -> None:
-        """All recipients were delivered: the hot path."""
+    def delivered(
+        self,
+        claim: Claim,
+        recipients: Sequence[Address],
+        outcomes: Sequence[Outcome],
+        via: Via = NOWHERE,
+        seconds: float = 0.0,
+    ) -> None:
+        """All recipients were delivered: the hot path. `via` is how, `seconds` how long the transaction took."""
         item = claim.item
         if item.envelope.requests:
             pairs = list(zip(recipients, outcomes, strict=False))  # no recipients: a former holder reported them all
             if _successes(item.envelope, pairs):
+                self.tried.add(claim, via, outcomes[0], seconds)
                 self.settle(claim, pairs)
                 return
-        self._finish(claim)
         first = outcomes[0]
+        self._finish(claim, self.tried.plain(claim, first.reply, via, seconds))
         waited = max(0.0, (self._queue.now_ms() - item.arrived_ms) / 1000)
         metrics = self._metrics
         for each in outcomes:
@@ -114,9 +132,9 @@ class Settlement:
             )
         )
 
-    def _finish(self, claim: Claim) -> None:
-        self._queue.finish(claim, True, None).addCallbacks(
-            self._finished, self.later, callbackArgs=(claim,), errbackArgs=(lambda: self._finish(claim),)
+    def _finish(self, claim: Claim, attempts: bytes) -> None:
+        self._queue.finish(claim, True, None, attempts).addCallbacks(
+            self._finished, self.later, callbackArgs=(claim,), errbackArgs=(lambda: self._finish(claim, attempts),)
         )
 
     def _finished(self, settled: Settled, claim: Claim) -> None:
@@ -152,15 +170,15 @@ class Settlement:
     def settle(self, claim: Claim, pairs: Sequence[Pair]) -> None:
         """Some recipients were not delivered. `pairs` has each recipient that was attempted, with its outcome."""
         self._metrics_of(pairs)
-        self._attempt_to_settle(claim, pairs, repeated=False)
+        self._attempt_to_settle(claim, pairs, self.tried.settled(claim, pairs), repeated=False)
 
-    def _attempt_to_settle(self, claim: Claim, pairs: Sequence[Pair], repeated: bool) -> None:
+    def _attempt_to_settle(self, claim: Claim, pairs: Sequence[Pair], history: bytes, repeated: bool) -> None:
         def settled(_: None) -> None:
             self.on_settled(claim)
 
         def failed(failure: Failure) -> None:
             if failure.check(QueueError):
-                self.later(failure, lambda: self._attempt_to_settle(claim, pairs, repeated=True))
+                self.later(failure, lambda: self._attempt_to_settle(claim, pairs, history, repeated=True))
                 return
             # A fault of our own would come again and again: the operator shall look at the item.
             self._log.emit(
@@ -168,7 +186,7 @@ class Settlement:
             )
             self.set_aside(claim, "its outcome could not be recorded")
 
-        Deferred.fromCoroutine(self._settle(claim, pairs, repeated)).addCallbacks(settled, failed)
+        Deferred.fromCoroutine(self._settle(claim, pairs, history, repeated)).addCallbacks(settled, failed)
 
     def set_aside(self, claim: Claim, why: str) -> None:
         """It can not be dealt with: the operator shall look at it."""
@@ -187,7 +205,7 @@ class Settlement:
             else:
                 self._metrics.delivery_attempt("failed", code)
 
-    async def _settle(self, claim: Claim, pairs: Sequence[Pair], repeated: bool = False) -> None:
+    async def _settle(self, claim: Claim, pairs: Sequence[Pair], history: bytes, repeated: bool = False) -> None:
         item = claim.item
         delivered = [pair for pair in pairs if isinstance(pair[1], outcome.Delivered)]
         deferred = [(who, each) for who, each in pairs if isinstance(each, outcome.Deferred)]
@@ -206,7 +224,7 @@ class Settlement:
             else:
                 delay_seconds = after.delay_seconds
         may_have_arrived = any(each.may_have_arrived for _, each in deferred)
-        told, delay_notified = _successes(item.envelope, delivered), item.delay_notified
+        told, delay_notified, dropped = _successes(item.envelope, delivered), item.delay_notified, ""
         if retry.owes_notice(item.envelope.reverse_path):
             if failures := _wished(item.envelope, Action.FAILED, failed):
                 told = failures + told
@@ -215,6 +233,9 @@ class Settlement:
             ):
                 told = delays + told
                 delay_notified = True
+        refusal = await self._refusal(item.envelope.reverse_path) if told else ""
+        if refusal:
+            dropped, told, delay_notified = told[0][0].value, [], item.delay_notified
         notice = await self._notice(claim, told, attempts, now, expires_at) if told else None
         if deferred:
             left = evolve(
@@ -226,14 +247,14 @@ class Settlement:
                 holder_deaths=0,
                 delay_notified=delay_notified,
             )
-            settled = await self._queue.defer(claim, left, int(delay_seconds * 1000), notice)
+            settled = await self._queue.defer(claim, left, int(delay_seconds * 1000), notice, history)
         else:
-            settled = await self._queue.finish(claim, not failed, notice)
+            settled = await self._queue.finish(claim, not failed, notice, history)
         if settled is Settled.NOTED:
             # A stale holder reached some of them meanwhile: they have it, whatever happened to us.
             notes = await self._queue.notes(claim)
             remaining = [pair for pair in pairs if pair[0].text not in notes]
-            await self._settle(evolve(claim, delivered=notes), remaining, repeated=True)
+            await self._settle(evolve(claim, delivered=notes), remaining, history, repeated=True)
             return
         if not repeated or settled is Settled.DONE:
             self._report(
@@ -250,10 +271,16 @@ class Settlement:
             self.leave_home(item)
         if notice is not None:
             await self.send_notice(claim.partition, notice, item.id, told[0][0].value)
-        if failed and not (told and told[0][0] is Action.FAILED):
+        if dropped:
+            self._log.emit(events.NoticeDropped(item.id, dropped, refusal))
+        elif failed and not (told and told[0][0] is Action.FAILED):
             owes = retry.owes_notice(item.envelope.reverse_path)
             why = "the sender asked for none (NOTIFY)" if owes else "the reverse-path is <>"
             self._log.emit(events.NoticeDropped(item.id, "failed", why))
+
+    async def _refusal(self, reverse_path: Address) -> str:
+        """Why the sender gets no notice now; empty when it does."""
+        return await self._allowance.refusal(reverse_path) if self._allowance is not None else ""
 
     def _report(
         self,
@@ -296,7 +323,7 @@ class Settlement:
         if expired:
             emit(events.Expired(item.id, item.domain, _texts(expired), queue_seconds, attempts))
         for who, each in failed:
-            kind = bounce_class.class_of(each)
+            kind = trouble.class_of(each, item.domain, self._rules())
             self._metrics.bounces[kind].inc()
             emit(
                 events.Failed(

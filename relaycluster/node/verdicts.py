@@ -9,6 +9,8 @@ from relaycluster.mail.address import Address
 from relaycluster.mail.item import Claim
 from relaycluster.mail.outcome import Outcome, Stage
 from relaycluster.policy import trouble
+from relaycluster.policy.pace import UNCHANGED
+from relaycluster.policy.reply_rules import ReplyRules
 
 
 def recipients_left(claim: Claim) -> tuple[Address, ...]:
@@ -19,11 +21,13 @@ def recipients_left(claim: Claim) -> tuple[Address, ...]:
     return tuple(who for who in recipients if who.text not in claim.delivered)
 
 
-def judged(each: Outcome) -> Outcome:
-    """The outcome as the failure policy sees it: a 5yz that is to be read as transient, for one."""
-    if isinstance(each, outcome.Failed) and trouble.was_said_by_host(each):
-        return trouble.judge(each.stage, each.reply, each.host).outcome
-    return each
+def verdict_of(each: Outcome, domain: str, rules: ReplyRules) -> trouble.Verdict | None:
+    """What a host's own words mean; None where it said nothing, took the message, or may have it."""
+    if isinstance(each, outcome.Delivered) or not trouble.was_said_by_host(each):
+        return None
+    if isinstance(each, outcome.Deferred) and each.may_have_arrived:
+        return None
+    return trouble.judge(each.stage, each.reply, each.host, domain, rules)
 
 
 def too_many(pairs: Sequence[tuple[Address, Outcome]]) -> list[Address]:
@@ -46,13 +50,15 @@ def spared(pairs: Sequence[tuple[Address, Outcome]]) -> list[Address]:
     return plain if len(plain) < len(failed) else []
 
 
-def for_next_host(each: Outcome, gone: bool) -> bool:
+def for_next_host(each: Outcome, gone: bool, domain: str, rules: ReplyRules) -> bool:
     """Whether another host may take it now: the trouble was this host's, and it certainly has not got the message."""
-    if isinstance(each, outcome.Failed):
-        return trouble.another_host_may(each)
-    if not isinstance(each, outcome.Deferred) or each.may_have_arrived:
+    if isinstance(each, outcome.Delivered) or (isinstance(each, outcome.Deferred) and each.may_have_arrived):
         return False
-    return gone or trouble.judge(each.stage, each.reply, each.host).try_next_host
+    verdict = trouble.judge(each.stage, each.reply, each.host, domain, rules)
+    if isinstance(each, outcome.Failed):
+        return trouble.another_host_may(each) or (trouble.was_said_by_host(each) and verdict.try_next_host)
+    # Who asks for another pace speaks for all hosts of the destination, also when it closes the connection with it.
+    return verdict.try_next_host or (gone and verdict.pace is UNCHANGED)
 
 
 def together(

@@ -22,13 +22,15 @@ class Member:
 @frozen
 class Snapshot:
     """The membership at one instant. `version` rises with each change; `next_incarnation` has not been given out yet;
-    `offset_ms` is what queue time is ahead of Redis `TIME`; `cluster` identifies this cluster's life in this Redis."""
+    `offset_ms` is what queue time is ahead of Redis `TIME`; `cluster` identifies this cluster's life in this Redis; `suspensions` is the
+    version of the table of suspensions, which rises with each change of it."""
 
     version: int
     next_incarnation: int
     members: tuple[Member, ...]
     offset_ms: int = 0
     cluster: str = ""
+    suspensions: int = 0
     _alive: frozenset[int] = field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:

@@ -6,7 +6,7 @@ a dead incarnation's share is free at once. Pure oracle of `IThrottle.hold`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from attrs import frozen
 
@@ -36,3 +36,12 @@ def take_slots(
     if granted:
         living[incarnation] = granted
     return Held(granted, living)
+
+
+def fair_share(holders: Iterable[int], wishing: Iterable[int], incarnation: int, maximum: int) -> int:
+    """How many connections `incarnation` should keep: all of `maximum` while no other living one wishes for more; else its equal part
+    among all who hold or wish for some, rounded up, so that all are used."""
+    others = set(wishing) - {incarnation}
+    if not others:
+        return maximum
+    return -(-maximum // len({incarnation, *others, *holders}))

@@ -12,12 +12,15 @@ from collections.abc import Sequence
 
 from attrs import define, evolve, field, frozen
 
+from relaycluster.mail.envelope import MessageClass
+from relaycluster.mail.history import Act
 from relaycluster.mail.item import Claim, Item, Notice
 from relaycluster.policy.cluster import Ownership, Snapshot
 
 # Entries of an index that are not domains: work of the partition itself. A domain has no asterisk.
 SPREAD_WORK = "*spread"
 NOTICE_WORK = "*notices"
+OPERATOR_WORK = "*operator"
 
 
 @frozen
@@ -36,8 +39,8 @@ class Token:
 
 @define
 class Partition:
-    """One partition's whole state. The sets `waiting`, `leased`, `held` and `done` are disjoint, and the first three together are
-    exactly the items that exist."""
+    """One partition's whole state. The sets `waiting`, `leased`, `held`, `bouncing` and `done` are disjoint, and all but the last together
+    are exactly the items that exist. What an operator does to it is in `operation.py`."""
 
     number: int
     owner: int = 0
@@ -48,6 +51,8 @@ class Partition:
     waiting: dict[str, int] = field(factory=dict)  # id → due
     leased: dict[str, Token] = field(factory=dict)
     held: dict[str, int] = field(factory=dict)  # id → since
+    bouncing: dict[str, int] = field(factory=dict)  # id → since
+    reasons: dict[str, str] = field(factory=dict)  # id → why the operator bounced it
     done: set[str] = field(factory=set)
     notes: dict[str, tuple[str, ...]] = field(factory=dict)
     notices: dict[str, Notice] = field(factory=dict)
@@ -55,7 +60,10 @@ class Partition:
     parts: dict[str, set[str]] = field(factory=dict)  # message → ids of its items
     homes: dict[str, int] = field(factory=dict)
     paused: dict[str, int] = field(factory=dict)
-    work: dict[str, int] = field(factory=dict)  # SPREAD_WORK, NOTICE_WORK → due
+    work: dict[str, int] = field(factory=dict)  # SPREAD_WORK, NOTICE_WORK, OPERATOR_WORK → due
+    replies: dict[str, tuple[int, str]] = field(factory=dict)  # domain → when it last deferred something, and how
+    acts: list[Act] = field(factory=list)  # what operators did and the log has not yet
+    traces: dict[str, bytes] = field(factory=dict)  # an item's id → its packed history
 
     # Intake
 
@@ -86,7 +94,7 @@ class Partition:
             if not mine:
                 return False
         if item_id in self.items:
-            self._forget(item_id)
+            self.forget(item_id)
         self.done.add(item_id)
         return True
 
@@ -123,16 +131,21 @@ class Partition:
         """Whether the ownership is still good."""
         return (self.owner, self.fence) == (owner.incarnation, owner.fence)
 
-    def claim(self, domain: str, limit: int, number: int, now_ms: int) -> list[Claim]:
-        """waiting → leased, most urgent first, oldest first."""
+    def claim(
+        self, domain: str, limit: int, number: int, now_ms: int, normal_first: int = 0, bulk_first: int = 0
+    ) -> list[Claim]:
+        """waiting → leased: so many of normal and of bulk as they have a share in, then most urgent first, oldest first."""
         due = sorted(
             (self.items[item_id].message_class.value, due, item_id)
             for item_id, due in self.waiting.items()
             if due <= now_ms and self.items[item_id].domain == domain
         )
+        shares = ((MessageClass.BULK, bulk_first), (MessageClass.NORMAL, normal_first))
+        first = [entry for each, share in shares for entry in [e for e in due if e[0] == each.value][:share]]
+        due = first + [entry for entry in due if entry not in first]
         claims: list[Claim] = []
         for _, due_ms, item_id in due[:limit]:
-            del self.waiting[item_id]
+            self.unwait(item_id)
             token = Token(self.owner, self.fence, number + len(claims), due_ms)
             self.leased[item_id] = token
             notes = self.notes.get(item_id, ())
@@ -140,18 +153,51 @@ class Partition:
             claims.append(Claim(item, self.number, token.encode(), self.bodies.get(item_id), notes))
         return claims
 
+    def claim_bounces(self, limit: int, number: int) -> list[tuple[Claim, str]]:
+        """bouncing → leased, for the owner, who settles them as failed."""
+        found: list[tuple[Claim, str]] = []
+        for due_ms, item_id in sorted((since, item_id) for item_id, since in self.bouncing.items())[:limit]:
+            del self.bouncing[item_id]
+            token = self.leased[item_id] = Token(self.owner, self.fence, number + len(found), due_ms)
+            notes = self.notes.get(item_id, ())
+            claim = Claim(self.items[item_id], self.number, token.encode(), self.bodies.get(item_id), notes)
+            found.append((claim, self.reasons[item_id]))
+        self.operator_idle()
+        return found
+
+    def operator_idle(self) -> None:
+        """No more work for the operator? Then the index need not say so."""
+        if not self.acts and not self.bouncing:
+            self.work.pop(OPERATOR_WORK, None)
+
     def unclaim(self, owner: Ownership, number: int, limit: int) -> None:
         """leased → waiting, as they were, for a claim without an answer."""
         for item_id, token in list(self.leased.items()):
             mine = (token.incarnation, token.fence) == (owner.incarnation, owner.fence)
             if mine and number <= token.number < number + limit:
-                self.waiting[item_id] = self.leased.pop(item_id).due_ms
+                self.give_back(item_id, self.leased.pop(item_id).due_ms)
+
+    def give_back(self, item_id: str, due_ms: int) -> None:
+        """It was in a holder's hands without an outcome: back to where it was claimed from."""
+        if item_id in self.reasons:
+            self.bouncing[item_id] = due_ms
+            self.work[OPERATOR_WORK] = min(self.work.get(OPERATOR_WORK, due_ms), due_ms)
+        else:
+            self.waiting[item_id] = due_ms
+
+    def unwait(self, item_id: str) -> None:
+        """It waits no more; with a domain's last item its last reply goes."""
+        domain = self.items[item_id].domain
+        del self.waiting[item_id]
+        if all(self.items[other].domain != domain for other in self.waiting):
+            self.replies.pop(domain, None)
 
     def set_aside(self, claim: Claim, now_ms: int) -> str:
         """leased → held."""
         if not self.holds(claim):
             return "stale"
         del self.leased[claim.item.id]
+        self.reasons.pop(claim.item.id, None)
         self.held[claim.item.id] = now_ms
         return "done"
 
@@ -172,13 +218,16 @@ class Partition:
                 everyone = tuple(recipient.text for recipient in self.items[item_id].envelope.recipients)
                 self.notes[item_id] = everyone
                 return "stale"
-        self._forget(item_id)
+        self.forget(item_id)
         self.done.add(item_id)
         return "done"
 
-    def _forget(self, item_id: str) -> None:
+    def forget(self, item_id: str) -> None:
+        """It leaves for good, its content too, unless that lies at home."""
+        if item_id in self.waiting:
+            self.unwait(item_id)
         item = self.items.pop(item_id)
-        for place in (self.waiting, self.leased, self.held, self.notes, self.bodies):
+        for place in (self.leased, self.held, self.bouncing, self.reasons, self.notes, self.bodies):
             place.pop(item_id, None)
         if item.home < 0:
             for number in range(1, item.chunks + 1):
@@ -192,6 +241,7 @@ class Partition:
             return "noted"
         del self.leased[item.id]
         self.notes.pop(item.id, None)
+        self.reasons.pop(item.id, None)
         self.items[item.id] = item
         self.waiting[item.id] = due_ms
         return "done"
@@ -200,7 +250,7 @@ class Partition:
         """leased → waiting, due as it was."""
         if not self.holds(claim):
             return "stale"
-        self.waiting[claim.item.id] = self.leased.pop(claim.item.id).due_ms
+        self.give_back(claim.item.id, self.leased.pop(claim.item.id).due_ms)
         return "done"
 
     def note(self, item_id: str, recipients: Sequence[str]) -> None:
@@ -214,6 +264,11 @@ class Partition:
         if notice is not None:
             self.notices[notice.item.id] = notice
             self.work[NOTICE_WORK] = min(self.work.get(NOTICE_WORK, now_ms + grace_ms), now_ms + grace_ms)
+
+    def add_trace(self, item_id: str, records: bytes) -> None:
+        """The item's history grows."""
+        if records:
+            self.traces[item_id] = self.traces.get(item_id, b"") + records
 
     def notice_done(self, notice_id: str) -> None:
         """It is enqueued."""
@@ -264,9 +319,10 @@ class Partition:
             self.items[item_id] = item
             if item.holder_deaths >= deaths_that_hold:
                 self.held[item_id] = now_ms
+                self.reasons.pop(item_id, None)
                 held.append(item_id)
             else:
-                self.waiting[item_id] = token.due_ms
+                self.give_back(item_id, token.due_ms)
                 waiting.append(item_id)
         return waiting, held
 
@@ -279,7 +335,7 @@ class Partition:
 
     def violations(self) -> list[str]:
         """What is wrong with this state: nothing, after every transition."""
-        places = [set(self.waiting), set(self.leased), set(self.held)]
+        places = [set(self.waiting), set(self.leased), set(self.held), set(self.bouncing)]
         together = set().union(*places)
         found = []
         if sum(map(len, places)) != len(together):
@@ -290,4 +346,10 @@ class Partition:
             found.append("a settled item still exists")
         if any(item.home < 0 and item_id not in self.bodies for item_id, item in self.items.items()):
             found.append("an item has no content")
+        if not set(self.bouncing) <= set(self.reasons) <= set(self.bouncing) | set(self.leased):
+            found.append("a reason to bounce without its item")
+        if (OPERATOR_WORK in self.work) != bool(self.bouncing or self.acts):
+            found.append("work for the operator that the index does not show, or shows in vain")
+        if not set(self.replies) <= {self.items[item_id].domain for item_id in self.waiting}:
+            found.append("a last reply of a domain for which nothing waits")
         return found

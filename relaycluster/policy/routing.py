@@ -16,6 +16,7 @@ from attrs import field, frozen
 
 if TYPE_CHECKING:
     from relaycluster.policy.rate import Rate
+    from relaycluster.policy.sources import Source
 
 MOST_HOSTS = 10
 """How many MX hosts one attempt tries. RFC 5321 5.1 asks for at least two."""
@@ -197,8 +198,8 @@ class DestinationSettings:
     `name` is under which the cluster counts rate and connections: all domains that a destination matches share its
     limits. It is empty in the defaults, where each domain is limited by itself. `hosts` are tried in the given order
     instead of the domain's MX hosts; empty for MX, whose hosts are asked on `port`. `rate` is None without a limit. `connections` and
-    `messages_per_connection` are counts; `tls` is "none", "may", "encrypt" or "verify". `mx_suffix` will match domains
-    by their MX hosts; nothing reads it yet.
+    `messages_per_connection` are counts; `tls` is "none", "may", "encrypt" or "verify". `mx_suffix` are what
+    names of hosts end in: all domains whose best MX hosts are among these share the destination's limits. `sources` are the local addresses to connect from; empty lets the system choose.
     """
 
     name: str = ""
@@ -209,6 +210,7 @@ class DestinationSettings:
     messages_per_connection: int = 100
     tls: str = "may"
     mx_suffix: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
 
     def limit_key(self, domain: str) -> str:
         """Under which key `domain`'s rate and connections are counted."""
@@ -218,15 +220,18 @@ class DestinationSettings:
 @frozen
 class RouteTable:
     """Which destination's settings hold for a domain. The most specific pattern wins, in this order: the domain itself,
-    the longest `*.suffix` (subdomains only, not the suffix itself), `*`, the defaults.
+    the longest `*.suffix` (subdomains only, not the suffix itself), the longest `mx_suffix` of its best MX hosts, `*`, the
+    defaults.
 
     A lookup costs one dictionary access, and one per label where there are `*.suffix` patterns, however many
-    destinations there are.
+    destinations there are. Domains for which MX hosts decide must be asked for in DNS before their limits are known.
     """
 
     _default: DestinationSettings
     _exact: Mapping[str, DestinationSettings] = field(factory=lambda: MappingProxyType({}))
     _suffixes: Mapping[str, DestinationSettings] = field(factory=lambda: MappingProxyType({}))
+    _providers: Mapping[str, DestinationSettings] = field(factory=lambda: MappingProxyType({}))
+    _names: Mapping[str, DestinationSettings] = field(factory=lambda: MappingProxyType({}))
 
     @classmethod
     def build(
@@ -240,8 +245,18 @@ class RouteTable:
         """
         exact: dict[str, DestinationSettings] = {}
         suffixes: dict[str, DestinationSettings] = {}
+        providers: dict[str, DestinationSettings] = {}
+        names: dict[str, DestinationSettings] = {}
         fallback: DestinationSettings | None = None
         for patterns, settings in destinations:
+            if settings.name and names.setdefault(settings.name, settings) is not settings:
+                raise ValueError(f"two destinations are named {settings.name!r}")
+            for given in settings.mx_suffix:
+                key = given.strip().lower().removeprefix("*").strip(".")
+                if not is_host_name(key):
+                    raise ValueError(f"mx_suffix = {given!r}: write what the names of MX hosts end in, as outlook.com")
+                if providers.setdefault(key, settings) is not settings:
+                    raise ValueError(f"two destinations have mx_suffix {given!r}")
             for given in patterns:
                 pattern = given.strip().lower()
                 if pattern == "*":
@@ -257,22 +272,59 @@ class RouteTable:
                     )
                 if place.setdefault(key, settings) is not settings:
                     raise ValueError(f"two destinations match {given!r}")
-        return cls(fallback or defaults, MappingProxyType(exact), MappingProxyType(suffixes))
+        return cls(
+            fallback or defaults,
+            MappingProxyType(exact),
+            MappingProxyType(suffixes),
+            MappingProxyType(providers),
+            MappingProxyType(names),
+        )
 
     def lookup(self, domain: str) -> DestinationSettings:
-        """The settings for a recipient domain (`Address.domain`: lower case, A-labels)."""
-        settings = self._exact.get(domain)
+        """The settings for a recipient domain (`Address.domain`: lower case, A-labels), as far as its name alone decides."""
+        return self._by_name(domain) or self._default
+
+    def is_placed(self, domain: str) -> bool:
+        """Whether `lookup` has the last word: no MX host of the domain could change it."""
+        return not self._providers or domain[:1] == "[" or self._by_name(domain) is not None
+
+    def by_exchangers(self, domain: str, records: Iterable[MX]) -> DestinationSettings:
+        """The settings for a domain with these MX hosts. The provider is known by the most preferred of them; where several are, the
+        longest suffix decides."""
+        settings = self._by_name(domain)
         if settings is not None:
             return settings
-        suffixes = self._suffixes
-        if suffixes:
-            dot = domain.find(".")
-            while dot >= 0:
-                settings = suffixes.get(domain[dot + 1 :])
-                if settings is not None:
-                    return settings
-                dot = domain.find(".", dot + 1)
-        return self._default
+        found, longest = self._default, 0
+        best = None
+        for record in sorted(records):
+            best = record.preference if best is None else best
+            if record.preference != best:
+                break
+            length, provider = _longest(self._providers, record.host)
+            if provider is not None and length > longest:
+                found, longest = provider, length
+        return found
+
+    def of_limit(self, limit: str) -> DestinationSettings:
+        """The settings that a limit belongs to: a destination's name, or a domain that is limited by itself."""
+        return self._names.get(limit) or self.lookup(limit)
+
+    def _by_name(self, domain: str) -> DestinationSettings | None:
+        settings = self._exact.get(domain)
+        if settings is not None or not self._suffixes:
+            return settings
+        dot = domain.find(".")
+        return _longest(self._suffixes, domain[dot + 1 :])[1] if dot >= 0 else None
+
+
+def _longest(suffixes: Mapping[str, DestinationSettings], name: str) -> tuple[int, DestinationSettings | None]:
+    """The longest of the suffixes, whole labels, that the name ends in or is: its length and settings."""
+    while name:
+        settings = suffixes.get(name)
+        if settings is not None:
+            return len(name), settings
+        name = name.partition(".")[2]
+    return 0, None
 
 
 # The order of hosts.

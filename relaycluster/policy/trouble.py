@@ -18,6 +18,10 @@ from attrs import frozen
 
 from relaycluster.mail.outcome import Deferred, Delivered, Failed, Outcome, Stage
 from relaycluster.mail.reply import Reply
+from relaycluster.policy import bounce_class
+from relaycluster.policy.bounce_class import BounceClass
+from relaycluster.policy.pace import UNCHANGED, Pace, SlowDown, Suspend
+from relaycluster.policy.reply_rules import NO_RULES, AsSaid, Defer, Fail, NextHost, ReplyRule, ReplyRules
 
 
 class Scope(Enum):
@@ -146,10 +150,13 @@ _BEFORE_THE_MESSAGE = frozenset({Stage.CONNECT, Stage.GREETING, Stage.EHLO, Stag
 @frozen
 class Verdict:
     """What a trouble means. `outcome` holds for the recipients in `scope`; with `Scope.HOST` only when no other host is left
-    (see `after_all_hosts`)."""
+    (see `after_all_hosts`). `pace` is what it means for all further mail to the destination (to the whole provider, where its
+    limits are shared); `rule` names the reply rule that decided, for logs."""
 
     scope: Scope
     outcome: Deferred | Failed
+    pace: Pace = UNCHANGED
+    rule: str = ""
 
     @property
     def try_next_host(self) -> bool:
@@ -157,11 +164,47 @@ class Verdict:
         return self.scope is Scope.HOST
 
 
-def judge(stage: Stage, reply: Reply, host: str = "") -> Verdict:
-    """What a remote server's reply means, which refused what was asked at `stage`.
+def judge(stage: Stage, reply: Reply, host: str = "", domain: str = "", rules: ReplyRules = NO_RULES) -> Verdict:
+    """What a remote server's reply means, which refused what was asked at `stage` for mail to `domain`: by its codes, unless one
+    of the `rules` knows more.
 
     A positive reply where none fits (354 to MAIL, 250 to DATA) is a protocol error, like one that is no reply at all.
     """
+    verdict = _by_codes(stage, reply, host)
+    rule = _rule_for(verdict.outcome, domain, rules) if verdict.outcome.reply is reply else None
+    return verdict if rule is None else _by_rule(verdict, rule)
+
+
+def _rule_for(outcome: Deferred | Failed, domain: str, rules: ReplyRules) -> ReplyRule | None:
+    """The rule for a reply that came over the wire; our own words are none of theirs."""
+    if not rules or not was_said_by_host(outcome):
+        return None
+    return rules.find(outcome.stage, outcome.reply, domain, outcome.host)
+
+
+def _by_rule(said: Verdict, rule: ReplyRule) -> Verdict:
+    """A verdict as a rule of the operator's, or of the shipped ones, changes it."""
+    outcome = said.outcome
+    deferred = Deferred(outcome.reply, outcome.stage, outcome.host)
+    match rule.action:
+        case AsSaid():
+            return Verdict(said.scope, outcome, rule=rule.name)
+        case SlowDown() | Suspend() as pace:
+            # It is about us, and every other host of the provider would say the same; no mail is lost to it.
+            return Verdict(Scope.DESTINATION, deferred, pace, rule.name)
+        case Fail():
+            scope = _STAGE_SCOPES[outcome.stage]
+            failed = Failed(outcome.reply, outcome.stage, outcome.host)
+            return Verdict(Scope.DESTINATION if scope is Scope.HOST else scope, failed, rule=rule.name)
+        case Defer():
+            return Verdict(said.scope, deferred, rule=rule.name)
+        case NextHost():
+            return Verdict(Scope.HOST, outcome, rule=rule.name)
+        case _:
+            assert_never(rule.action)
+
+
+def _by_codes(stage: Stage, reply: Reply, host: str) -> Verdict:
     code = reply.code
     if not 400 <= code < 600:
         return judge_local(stage, LocalTrouble.PROTOCOL_ERROR, host)
@@ -247,6 +290,12 @@ def was_said_by_host(outcome: Outcome) -> bool:
     """Whether the reply came over the wire; otherwise the words are ours (RFC 3464 2.3.6 keeps them apart)."""
     lines = outcome.reply.lines
     return not (lines and lines[0].startswith(_OUR_WORDS))
+
+
+def class_of(outcome: Deferred | Failed, domain: str = "", rules: ReplyRules = NO_RULES) -> BounceClass:
+    """The bounce class of an outcome of mail to `domain`: the one that a reply rule names, else what the codes say."""
+    rule = _rule_for(outcome, domain, rules)
+    return rule.bounce_class if rule is not None and rule.bounce_class is not None else bounce_class.class_of(outcome)
 
 
 def status_of(outcome: Outcome) -> str:

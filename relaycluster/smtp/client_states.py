@@ -42,7 +42,8 @@ class Trigger(StrEnum):
     REFUSED_AHEAD = "refused, more written ahead"
     NEXT_RECIPIENT = "answered, recipients left"
     LAST_RECIPIENT = "answered, last recipient"
-    NO_RECIPIENT = "last recipient, all refused"  # without PIPELINING
+    NO_RECIPIENT = "last recipient, all refused"  # without PIPELINING, or with CHUNKING
+    CHUNK = "last recipient, BDAT written"  # RFC 3030: no DATA
     GO_AHEAD = "3yz"
     GO_AHEAD_FOR_NOBODY = "3yz, all recipients refused"
     ANSWERED = "answered"  # whatever the reply says, the transaction is over
@@ -71,7 +72,7 @@ TRANSITIONS: dict[State, dict[Trigger, State]] = {
     _S.READY: {_T.BEGIN: _S.MAIL, _T.BEGIN_AFTER_RSET: _S.RSET, _T.QUIT: _S.QUIT},
     _S.RSET: {_T.ACCEPTED: _S.MAIL},
     _S.MAIL: {_T.ACCEPTED: _S.RCPT, _T.REFUSED: _S.READY, _T.REFUSED_AHEAD: _S.RCPT},
-    _S.RCPT: {_T.NEXT_RECIPIENT: _S.RCPT, _T.LAST_RECIPIENT: _S.DATA, _T.NO_RECIPIENT: _S.READY},
+    _S.RCPT: {_T.NEXT_RECIPIENT: _S.RCPT, _T.LAST_RECIPIENT: _S.DATA, _T.CHUNK: _S.CONTENT, _T.NO_RECIPIENT: _S.READY},
     _S.DATA: {_T.GO_AHEAD: _S.CONTENT, _T.GO_AHEAD_FOR_NOBODY: _S.EMPTY_DOT, _T.REFUSED: _S.READY},
     _S.CONTENT: {_T.DOT: _S.FINAL_DOT},
     _S.EMPTY_DOT: {_T.ANSWERED: _S.READY},

@@ -20,6 +20,8 @@ LONGEST_REPLY = 8 * 1024
 # A session says the same few things again and again: so many short replies are parsed once only.
 _MOST_KNOWN = 32
 _LONGEST_KNOWN = 64
+# The replies to a pipelined envelope come in one piece, mostly the same one each time.
+_LONGEST_BATCH = 256
 
 _CODES = {str(code).encode("ascii"): code for code in range(200, 600)}
 # RFC 2034 section 4, RFC 3463 section 2.
@@ -40,7 +42,7 @@ class ReplyReader:
     more use.
     """
 
-    __slots__ = ("_at", "_buffer", "_code", "_known", "_lines", "_octets")
+    __slots__ = ("_at", "_batches", "_buffer", "_code", "_known", "_learning", "_lines", "_octets", "_ready")
 
     def __init__(self) -> None:
         self._buffer = b""
@@ -49,19 +51,33 @@ class ReplyReader:
         self._code = 0
         self._octets = 0  # in `_lines`
         self._known: dict[bytes, Reply] = {}
+        self._batches: dict[bytes, tuple[Reply, ...]] = {}  # the last one first, as they are taken
+        self._ready: list[Reply] = []  # of a batch that is known
+        self._learning: list[Reply] | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing waits here: neither bytes nor the first lines of a reply."""
-        return self._at == len(self._buffer) and not self._lines
+        return self._at == len(self._buffer) and not self._lines and not self._ready
 
     def feed(self, data: bytes) -> None:
         """More bytes from the server."""
-        self._buffer = data if self._at == len(self._buffer) else self._buffer[self._at :] + data
+        if self._at < len(self._buffer) or self._lines or self._ready:
+            self._buffer = self._buffer[self._at :] + data
+            self._learning = None
+        else:
+            batch = self._batches.get(data)
+            if batch is not None:
+                self._ready = list(batch)
+                return
+            self._buffer = data
+            self._learning = [] if len(data) <= _LONGEST_BATCH and data.count(b"\n") > 1 else None
         self._at = 0
 
     def next_reply(self) -> Reply | None:
         """The next complete reply, or None until more bytes come. Raises `MalformedReply`."""
+        if self._ready:
+            return self._ready.pop()
         buffer = self._buffer
         while True:
             at = self._at
@@ -75,6 +91,8 @@ class ReplyReader:
             if line.endswith(b"\r"):
                 line = line[:-1]
             if not self._lines and (known := self._known.get(line)) is not None:
+                if self._learning is not None:
+                    self._learn(known)
                 return known
             code = _CODES.get(line[:3])
             if code is None:
@@ -86,6 +104,10 @@ class ReplyReader:
                         if len(self._known) == _MOST_KNOWN:
                             self._known.clear()
                         self._known[line] = reply
+                        if self._learning is not None:
+                            self._learn(reply)
+                    else:
+                        self._learning = None
                     return reply
                 if code != self._code:
                     raise MalformedReply(f"reply with two codes, {self._code} and {code}")
@@ -96,7 +118,19 @@ class ReplyReader:
                 raise MalformedReply(f'not a reply: "{printable(line[:60])}"')
             self._continue(code, line[4:])
 
+    def _learn(self, reply: Reply) -> None:
+        """One more of the replies that came in one piece; with the last of them the piece is known."""
+        learning = self._learning
+        assert learning is not None
+        learning.append(reply)
+        if self._at == len(self._buffer):
+            self._learning = None
+            if len(self._batches) == _MOST_KNOWN:
+                self._batches.clear()
+            self._batches[self._buffer] = tuple(reversed(learning))
+
     def _continue(self, code: int, text: bytes) -> None:
+        self._learning = None
         if not self._lines:
             self._code = code
         elif code != self._code:

@@ -27,14 +27,19 @@ from relaycluster.interfaces import (
     Settled,
     Tally,
 )
-from relaycluster.mail import queue_id
+from relaycluster.mail import history, queue_id
 from relaycluster.mail.item import Claim, Item, Notice
-from relaycluster.policy import backoff, throttle
+from relaycluster.policy import backoff, concurrency, throttle
 from relaycluster.policy.cluster import Member, Ownership, Snapshot
 from relaycluster.policy.lifecycle import Partition
 from relaycluster.policy.ring import partition_of
+from relaycluster.policy.suspension import Suspension
 
 T = TypeVar("T")
+
+WISH_MS = 3000
+"""So long somebody who got fewer connections than wanted is remembered."""
+SHORT_REPLY = 200
 
 
 class MemoryCluster:
@@ -48,9 +53,12 @@ class MemoryCluster:
         self.down = False
         self.version = 0
         self.next_incarnation = 1
+        self.suspensions: dict[str, Suspension] = {}
+        self.suspensions_version = 0
         self.members: dict[int, tuple[Member, int]] = {}  # incarnation → member, alive until
         self.rates: dict[str, int] = {}
         self.slots: dict[str, dict[int, int]] = {}
+        self.wishes: dict[str, dict[int, int]] = {}
         self.attempts: dict[str, backoff.Record] = {}
 
     def answer(self, transition: Callable[[], T], grows: bool = False) -> Deferred[T]:
@@ -75,6 +83,7 @@ class MemoryQueue:
         self._grace_ms = grace_ms
         self._deaths_that_hold = deaths_that_hold
         self.partitions = len(cluster.partitions)
+        self.traces = True
 
     def now_ms(self) -> int:
         return self._cluster.clock_ms()
@@ -119,7 +128,15 @@ class MemoryQueue:
 
         def transition() -> None:
             self._need_chunks(place, message, items[0].chunks)
+            is_new = message not in place.done and message not in place.parts
             place.enqueue_spread(message, items, content, self.now_ms(), self._grace_ms)
+            if is_new:
+                where = [
+                    (int(item.id[queue_id.LENGTH + 1 :]), partition_of(item.domain, self.partitions), item.domain)
+                    for item in items
+                ]
+                spread = history.Spread(items[0].arrived_ms, tuple(where))
+                place.add_trace(message, history.pack_spread(message, spread))
 
         return self._cluster.answer(transition, grows=True)
 
@@ -136,13 +153,15 @@ class MemoryQueue:
             ]
         )
 
-    def claim(self, owner: Ownership, domain: str, limit: int, number: int) -> Deferred[Sequence[Claim]]:
+    def claim(
+        self, owner: Ownership, domain: str, limit: int, number: int, normal_first: int = 0, bulk_first: int = 0
+    ) -> Deferred[Sequence[Claim]]:
         place = self._owned(owner)
 
         def transition() -> Sequence[Claim]:
             if not place.owned_by(owner):
                 raise NotOwner(f"partition {owner.partition} has another owner")
-            return place.claim(domain, limit, number, self.now_ms())
+            return place.claim(domain, limit, number, self.now_ms(), normal_first, bulk_first)
 
         return self._cluster.answer(transition)
 
@@ -169,7 +188,7 @@ class MemoryQueue:
 
         return self._cluster.answer(read)
 
-    def finish(self, claim: Claim, delivered: bool, notice: Notice | None) -> Deferred[Settled]:
+    def finish(self, claim: Claim, delivered: bool, notice: Notice | None, attempts: bytes = b"") -> Deferred[Settled]:
         place = self._cluster.partitions[claim.partition]
 
         def transition() -> Settled:
@@ -177,17 +196,22 @@ class MemoryQueue:
             result = Settled(place.finish(claim, delivered))
             if was_there and result is Settled.DONE:
                 place.owe(notice, self.now_ms(), self._grace_ms)
+                place.add_trace(claim.item.id, attempts)
             return result
 
         return self._cluster.answer(transition)
 
-    def defer(self, claim: Claim, item: Item, delay_ms: int, notice: Notice | None) -> Deferred[Settled]:
+    def defer(
+        self, claim: Claim, item: Item, delay_ms: int, notice: Notice | None, attempts: bytes = b""
+    ) -> Deferred[Settled]:
         place = self._cluster.partitions[claim.partition]
 
         def transition() -> Settled:
             result = Settled(place.defer(claim, item, self.now_ms() + delay_ms))
             if result is Settled.DONE:
                 place.owe(notice, self.now_ms(), self._grace_ms)
+                place.replies[item.domain] = (self.now_ms(), item.last_reply[:SHORT_REPLY])
+                place.add_trace(item.id, attempts)
             return result
 
         return self._cluster.answer(transition)
@@ -338,7 +362,12 @@ class MemoryMembership:
             self._cluster.version += self._cluster.members[member.incarnation][0] != member
             self._cluster.members[member.incarnation] = (member, self._cluster.clock_ms() + self._lease_ms)
             living = tuple(self._cluster.members[number][0] for number in sorted(self._cluster.members))
-            return Snapshot(self._cluster.version, self._cluster.next_incarnation, living)
+            return Snapshot(
+                self._cluster.version,
+                self._cluster.next_incarnation,
+                living,
+                suspensions=self._cluster.suspensions_version,
+            )
 
         return self._cluster.answer(transition)
 
@@ -383,7 +412,24 @@ class MemoryThrottle:
             granted = wanted if wanted <= mine else max(mine, min(wanted, maximum - sum(slots.values())))
             if granted > 0:
                 slots[incarnation] = granted
+            wishes = self._cluster.wishes.setdefault(limit, {})
+            wishes.pop(incarnation, None)
+            if granted < wanted:
+                wishes[incarnation] = self._cluster.clock_ms()
             return granted
+
+        return self._cluster.answer(transition)
+
+    def share(self, limit: str, incarnation: int, maximum: int, snapshot: Snapshot) -> Deferred[int]:
+        def transition() -> int:
+            holders, wishes = self._cluster.slots.get(limit, {}), self._cluster.wishes.get(limit, {})
+            since = self._cluster.clock_ms() - WISH_MS
+            return concurrency.fair_share(
+                [each for each in holders if not snapshot.is_dead(each)],
+                [each for each, at in wishes.items() if at > since and not snapshot.is_dead(each)],
+                incarnation,
+                maximum,
+            )
 
         return self._cluster.answer(transition)
 

@@ -13,12 +13,17 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import UNIXClientEndpoint
 from twisted.trial.unittest import SkipTest, TestCase
 
+from relaycluster.policy.lifecycle import OPERATOR_WORK
 from relaycluster.store.memory import MemoryAttempts, MemoryCluster, MemoryMembership, MemoryQueue, MemoryThrottle
+from relaycluster.store.memory_operator import MemoryOperator, MemorySuspensions
 from relaycluster.store.redis import checks, keys
 from relaycluster.store.redis.attempts import RedisAttempts
 from relaycluster.store.redis.connection import Credentials, RedisConnection
 from relaycluster.store.redis.membership import LeaseSettings, RedisMembership, found
+from relaycluster.store.redis.operations import RedisOperations
+from relaycluster.store.redis.operator import RedisOperator
 from relaycluster.store.redis.queue import QueueSettings, RedisQueue
+from relaycluster.store.redis.suspensions import RedisSuspensions
 from relaycluster.store.redis.throttle import RedisThrottle
 from tests.contract.servers import server_for
 
@@ -32,6 +37,8 @@ class MemoryBackend:
         self._now = 1_700_000_000_000
         self.cluster = MemoryCluster(lambda: self._now, partitions)
         self.queue = MemoryQueue(self.cluster, deaths_that_hold=deaths_that_hold)
+        self.operator = self.operations = MemoryOperator(self.cluster, self.queue)
+        self.suspensions, self.elsewhere = MemorySuspensions(self.cluster), MemorySuspensions(self.cluster)
         self.membership = MemoryMembership(self.cluster)
         self.throttle = MemoryThrottle(self.cluster)
         self.attempts = MemoryAttempts(self.cluster)
@@ -87,6 +94,10 @@ class RedisBackend:
             QueueSettings(partitions=partitions, deaths_that_hold=deaths_that_hold),
             lambda: int(time.time_ns() // 1_000_000),
         )
+        self.operator = RedisOperator(self.redis, self.queue)
+        self.operations = RedisOperations(self.redis, self.queue)
+        self.suspensions = RedisSuspensions(self.redis, self.queue)
+        self.elsewhere = RedisSuspensions(self.redis, self.queue)
         self.membership = RedisMembership(self.redis, LeaseSettings(), PARTITIONS)
         self.throttle = RedisThrottle(self.redis)
         self.attempts = RedisAttempts(self.redis)
@@ -139,8 +150,25 @@ class RedisBackend:
                     domains.setdefault(domain, []).append(int(score))
             leased = set(await ask("HKEYS", name("LEASED")))
             held = set(await ask("ZRANGE", name("HELD"), 0, -1))
-            if len(waiting) + len(leased) + len(held) != len(items) or set(waiting) | leased | held != items:
-                found_bugs.append(f"{partition}: items {items}, waiting {waiting}, leased {leased}, held {held}")
+            bouncing = set(await ask("ZRANGE", name("BOUNCING"), 0, -1))
+            reasons = {each[1:] for each in await ask("HKEYS", name("NOTES")) if each.startswith(b"!")}
+            if not bouncing <= reasons <= bouncing | leased:
+                found_bugs.append(f"{partition}: bouncing {bouncing}, reasons {reasons}")
+            together = len(waiting) + len(leased) + len(held) + len(bouncing)
+            if together != len(items) or set(waiting) | leased | held | bouncing != items:
+                places = f"waiting {waiting}, leased {leased}, held {held}, bouncing {bouncing}"
+                found_bugs.append(f"{partition}: items {items}, {places}")
+            acts = await ask("LLEN", name("ACTS"))
+            shown_work = await ask("ZSCORE", name("INDEX"), OPERATOR_WORK) is not None
+            if shown_work != bool(acts or bouncing):
+                found_bugs.append(f"{partition}: {acts} acts, bouncing {bouncing}, in the index: {shown_work}")
+            if not set(await ask("HKEYS", name("REPLIES"))) <= set(domains):
+                found_bugs.append(f"{partition}: last replies of domains for which nothing waits")
+            traces = await ask("ZRANGE", name("TRACES"), 0, -1)
+            lengths = [await ask("STRLEN", name("TRACE", each)) for each in traces]
+            size = sum(each // keys.TRACE_BLOCK * keys.TRACE_BLOCK + keys.TRACE_OVERHEAD for each in lengths)
+            if int(await ask("HGET", name("COUNTS"), "trace") or 0) != size:
+                found_bugs.append(f"{partition}: the history takes {size}, and counts say otherwise")
             backlog = await ask("ZRANGE", name("BACKLOG"), 0, -1, "WITHSCORES")
             if dict(zip(backlog[::2], map(int, backlog[1::2]), strict=True)) != {d: len(s) for d, s in domains.items()}:
                 found_bugs.append(f"{partition}: backlog {backlog} is not {domains}")

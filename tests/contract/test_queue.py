@@ -120,6 +120,22 @@ class QueueContract:
         self.assertEqual([claim.item.id for claim in claims], [an_item(n).id for n in (2, 1, 3)])
         await self.sound()
 
+    async def test_a_share_for_each_class(self) -> None:
+        """A claim may ask for some of bulk and of normal first; what a class does not use, the most urgent gets."""
+        kinds = [*[MessageClass.URGENT] * 4, MessageClass.NORMAL, *[MessageClass.BULK] * 3]
+        for number, kind in enumerate(kinds):
+            await self.queue.enqueue(an_item(number, message_class=kind), b"x", None)
+            await self.backend.advance(5)
+        owner = await self.own()
+        claims = await self.queue.claim(owner, "example.com", 3, 1, 1, 1)
+        self.assertEqual([claim.item.id for claim in claims], [an_item(n).id for n in (5, 4, 0)])
+        claims = await self.queue.claim(owner, "example.com", 3, 4, 2, 0)
+        self.assertEqual([claim.item.id for claim in claims], [an_item(n).id for n in (1, 2, 3)])
+        claims = await self.queue.claim(owner, "example.com", 5, 7, 1, 1)
+        self.assertEqual([claim.item.id for claim in claims], [an_item(n).id for n in (6, 7)])
+        self.assertEqual(len({claim.token for claim in claims}), 2)
+        await self.sound()
+
     async def test_large_content_in_chunks(self) -> None:
         """Pieces that were written ahead belong to the message from its enqueue on, and leave with it."""
         item = an_item(chunks=2)

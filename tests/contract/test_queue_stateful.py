@@ -19,7 +19,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import blockingCallFromThread, deferToThread
 from twisted.trial.unittest import TestCase
 
-from relaycluster.interfaces import NotOwner, QueueError, QueueFull, QueueUnavailable, Settled
+from relaycluster.interfaces import NotOwner, Operated, QueueError, QueueFull, QueueUnavailable, Settled
 from relaycluster.mail import queue_id
 from relaycluster.mail.address import Address
 from relaycluster.mail.envelope import Envelope, MessageClass
@@ -50,6 +50,7 @@ OPERATIONS = (
     *("claim", "claim", "claim", "claim", "deliver", "deliver", "fail", "defer", "put_back", "note", "again"),
     *("leave_home", "queue_notice", "notice_done", "look_after", "sweep", "pause"),
     *("join", "beat", "beat", "die", "kill", "acquire", "acquire", "release", "recover", "recover"),
+    *("hold", "unhold", "requeue", "bounce", "delete", "flush", "take_bounces", "take_bounces", "tell"),
     *("fill", "empty", "empty", "advance", "advance"),
 )
 WITHOUT_RESULT = frozenset(
@@ -426,7 +427,12 @@ class World:
             if await self.with_claim("finish", claim, True, None) is Settled.DONE:
                 self.settles(life, claim)
             return
-        later = evolve(item, envelope=evolve(item.envelope, recipients=left), attempts=item.attempts + 1)
+        later = evolve(
+            item,
+            envelope=evolve(item.envelope, recipients=left),
+            attempts=item.attempts + 1,
+            last_reply=f"451 at {item.attempts}",
+        )
         settled = await self.with_claim("defer", claim, later, 1_000_000 * (b % 3), None)
         if settled is Settled.DONE:
             del self.holder[item.id]
@@ -526,6 +532,74 @@ class World:
         if owner is not None:
             await self.queue("pause", owner, domain, 2_000_000)
 
+    # An operator, who names items by their ids, in whatever state they are
+
+    def a_name(self, a: int, b: int) -> str:
+        names = sorted(self.promised)
+        return names[-1 - (12 * a + b) % min(len(names), 24)] if names else ""
+
+    async def operate(self, verb: str, name: str) -> Operated:
+        return (await self.both(lambda side: getattr(side.operator, verb)(name, "w", "r")))[0]
+
+    async def do_hold(self, a: int, b: int) -> None:
+        """Out of a holder's hands, too: the holder goes on, and what it delivers is a fact."""
+        name = self.a_name(a, b)
+        if name and await self.operate("hold", name) is Operated.DONE:
+            self.holder.pop(name, None)
+
+    async def do_unhold(self, a: int, b: int) -> None:
+        if name := self.a_name(a, b):
+            await self.operate("release", name)
+
+    async def do_requeue(self, a: int, b: int) -> None:
+        name = self.a_name(a, b)
+
+        async def requeue(side: Any) -> Any:
+            shown = await side.operator.show(name)
+            if not shown:
+                return None
+            return shown[0].item, shown[0].state, await side.operator.requeue(shown[0], b % 2 == 0, "w", "r")
+
+        if name:
+            await self.both(requeue)
+
+    async def do_bounce(self, a: int, b: int) -> None:
+        if name := self.a_name(a, b):
+            await self.operate("bounce", name)
+
+    async def do_delete(self, a: int, b: int) -> None:
+        """As if it had been taken back: it must never be sent from here on."""
+        name = self.a_name(a, b)
+        if name and await self.operate("delete", name) is Operated.DONE:
+            assert name not in self.holder, f"{name} was deleted out of its holder's hands"
+            self.cancelled.add(name)
+
+    async def do_flush(self, a: int, b: int) -> None:
+        await self.both(lambda side: side.operator.flush(DOMAINS[b % 3], "w", "r"))
+
+    async def do_take_bounces(self, a: int, b: int) -> None:
+        life = self.a_life(a)
+        if life is not None and life.owned:
+            await self.take_bounces(life, list(life.owned.values())[b % len(life.owned)])
+
+    async def take_bounces(self, life: Life, owner: Ownership) -> None:
+        self.number += 64
+        claims = await self.both(lambda side: side.operations.claim_bounces(owner, 20, self.number))
+        if isinstance(claims[0], NotOwner):
+            life.owned.pop(owner.partition)
+        else:
+            self.takes(life, ([claim for claim, _ in claims[0]], [claim for claim, _ in claims[1]]))
+
+    async def do_tell(self, a: int, b: int) -> None:
+        partition = b % PARTITIONS
+
+        async def acts(side: Any) -> Any:
+            found = await side.operations.acts(partition)
+            await side.operations.told(partition, len(found))
+            return [(act.verb, act.subject) for act in found]
+
+        await self.both(acts)
+
     async def do_fill(self, a: int, b: int) -> None:
         for side in self.sides:
             await side.fill()
@@ -552,6 +626,11 @@ class World:
             return (tally.waiting, tally.leased, tally.held, tally.bytes, counts["items"])
 
         await self.both(numbers)
+
+        async def queues(side: Any) -> Any:
+            return [(each.domain, each.waiting, each.owner, each.last_reply) for each in await side.operator.domains(9)]
+
+        await self.both(queues)
         leased = {name for place in self.sides[0].cluster.partitions for name in place.leased}
         assert leased == set(self.holder), f"leased {leased}, held by {self.holder}"
 
@@ -572,6 +651,8 @@ class World:
             for partition in range(PARTITIONS):
                 await self.look_after(partition)
             await self.pass_time(100_000_000)
+            for owner in list(life.owned.values()):
+                await self.take_bounces(life, owner)
             for domain in DOMAINS:
                 await self.check()
                 await self.do_claim_all(life, domain)

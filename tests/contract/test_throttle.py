@@ -81,6 +81,26 @@ class ThrottleContract:
         self.assertEqual(await hold(2, 0), 0)
         self.assertEqual(await hold(3, 5, snapshot(2, 3)), 5)
 
+    async def test_who_wishes_for_more_gets_a_share(self) -> None:
+        """One node holds all five: it may keep them while nobody wishes. Another got none: each should keep three at most. It has what it
+        wants now: nobody wishes any more. The wishes of the dead do not count."""
+        everybody = snapshot(1, 2)
+
+        async def hold(who: int, wanted: int) -> int:
+            granted: int = await self.backend.throttle.hold("example.com", who, wanted, 5, everybody)
+            return granted
+
+        async def share(who: int, view: Any = everybody) -> int:
+            found: int = await self.backend.throttle.share("example.com", who, 5, view)
+            return found
+
+        await hold(1, 5)
+        self.assertEqual(await share(1), 5)
+        self.assertEqual(await hold(2, 2), 0)
+        self.assertEqual([await share(1), await share(2)], [3, 5])
+        self.assertEqual(await share(1, snapshot(1)), 5)
+        self.assertEqual([await hold(1, 3), await hold(2, 2), await share(1)], [3, 2, 5])
+
     async def test_limits_work_when_the_store_is_full(self) -> None:
         """Delivery needs tokens and connections, and delivery is what frees a full store."""
         await self.backend.fill()
@@ -88,6 +108,7 @@ class ThrottleContract:
         self.assertEqual(list(slots), [0])
         self.assertEqual(await self.spend(NS, 2, 1), 0)
         self.assertEqual(await self.backend.throttle.hold("example.com", 1, 2, 5, snapshot(1)), 2)
+        self.assertEqual(await self.backend.throttle.hold("example.com", 1, 9, 5, snapshot(1)), 5)
         await self.backend.empty()
 
 

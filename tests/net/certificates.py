@@ -24,9 +24,9 @@ class Issued:
 class Authority:
     """A root that issues certificates; each instance is another root."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "Test Root") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "Test Root")])
+        self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         constraints = x509.BasicConstraints(ca=True, path_length=None)
         root = self._builder(self._name, self._key).add_extension(constraints, critical=True)
         self.certificate = root.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)

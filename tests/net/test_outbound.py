@@ -31,7 +31,7 @@ from relaycluster.net.outbound import (
 from relaycluster.smtp.client import TLSPolicy
 from relaycluster.smtp.client_states import State
 from tests.net.loopback import CONTENT, SETTINGS, LoopbackCase, chunks, transaction, turn
-from tests.net.scripted_server import ScriptedServer, drop, hang, reset, stop_reading
+from tests.net.scripted_server import ScriptedServer, ScriptedSession, drop, hang, reset, stop_reading
 
 
 class LoopbackTests(LoopbackCase):
@@ -106,6 +106,55 @@ class LoopbackTests(LoopbackCase):
         while not server.closed:
             yield turn()
         self.assertEqual(server.lines, ["QUIT"])
+
+    @inlineCallbacks
+    def test_floods(self) -> Any:
+        """At each stage a server that talks without end is cut off after some KiB: it does not get rid of its megabytes."""
+        for verb in ("GREETING", "EHLO", "MAIL", "RCPT", "DATA", "DOT"):
+            for flood in (b"x" * 1024, b"250-more\r\n" * 100, b"250 ok\r\n" * 100, b"\0\xff\x1b" * 300):
+                said: list[int] = []
+
+                def pour(session: ScriptedSession, flood: bytes = flood, said: list[int] = said) -> None:
+                    session.is_deaf = True
+                    said.append(len(flood))
+                    if len(said) < 8192 and session in session.factory.sessions:
+                        session.transport.write(flood)
+                        reactor.callLater(0, pour, session)  # type: ignore[attr-defined]
+
+                server = ScriptedServer(**{verb: [pour]})
+                try:
+                    connection = yield Deferred.fromCoroutine(self.connected(server))
+                except ConnectFailed as failed:
+                    each = failed.outcome
+                else:
+                    (each,) = yield connection.send(transaction())
+                # One that says no more than fits is a server like any other; all else is no session.
+                while server.sessions:
+                    yield turn()
+                self.assertLess(sum(said), 1024 * 1024, (verb, flood[:10]))
+                self.assertLess(len(str(each.reply)), 1000)
+                self.assertTrue(str(each.reply).isprintable())
+
+    @inlineCallbacks
+    def test_source_address_with_its_name(self) -> Any:
+        """The connection comes from the source, and says the source's name, in every greeting of the session."""
+        peers: list[Any] = []
+        server = ScriptedServer(
+            GREETING=[lambda session: (peers.append(session.transport.getPeer().host), session.say("220"))]
+        )
+        target = attrs.evolve(self.listen(server), source="127.0.0.9", helo_name="mail9.example.net")
+        connection = yield connect(reactor, target, SETTINGS)
+        self.connections.append(connection)
+        self.assertEqual(peers, ["127.0.0.9"])
+        self.assertEqual(server.lines, ["EHLO mail9.example.net"])
+
+    @inlineCallbacks
+    def test_a_source_that_is_not_ours(self) -> Any:
+        """An address that the machine does not have is named as the trouble: it is no fault of the host."""
+        target = attrs.evolve(self.listen(ScriptedServer()), source="192.0.2.77")
+        failed = yield self.assertFailure(connect(reactor, target, SETTINGS), ConnectFailed)
+        self.assertIn("this node can not use the source address 192.0.2.77", str(failed.outcome.reply))
+        self.assertEqual(failed.outcome.stage, Stage.CONNECT)
 
     @inlineCallbacks
     def test_nobody_listens(self) -> Any:
@@ -472,6 +521,40 @@ class TimeoutTests(SynchronousTestCase):
         (each,) = self.successResultOf(sending)
         self.assertEqual(each.stage, Stage.MAIL)
 
+    def test_a_server_that_uses_up_the_time_of_each_stage(self) -> None:
+        """One reply just in time for each of many recipients does not hold a transaction for days. What was accepted by
+        then is deferred: nothing was taken."""
+        timeouts = attrs.evolve(
+            self.TIMEOUTS, transaction_seconds=100, recipient_seconds=1, slowest_octets_per_second=50
+        )
+        self.connection._settings = OutboundSettings("r", timeouts=timeouts)
+        self.stand()
+        sending = self.connection.send(transaction(*["b@example.com"] * 50, size=500))
+        self.says("250 ok")
+        spent = 0
+        while not sending.called:
+            self.clock.advance(10)
+            spent += 10
+            self.says("250 ok")
+            self.assertLess(spent, 200)
+        self.assertEqual(spent, 100 + 50 + 500 / 50)
+        outcomes = self.successResultOf(sending)
+        self.assertEqual({(each.stage, each.may_have_arrived) for each in outcomes}, {(Stage.RCPT, False)})
+        self.assertTrue(self.transport.aborting)
+
+    def test_the_final_dot_has_all_of_its_time(self) -> None:
+        """However long the rest took: to hang up after the dot is to make a duplicate."""
+        timeouts = attrs.evolve(self.TIMEOUTS, transaction_seconds=20, recipient_seconds=0)
+        self.connection._settings = OutboundSettings("r", timeouts=timeouts)
+        self.stand()
+        sending = self.connection.send(transaction())
+        self.clock.advance(19)
+        self.says("250 ok", "250 ok", "354 go")
+        self.clock.advance(59)
+        self.assertNoResult(sending)
+        self.says("250 taken")
+        self.assertIsInstance(self.successResultOf(sending)[0], Delivered)
+
     def test_a_content_that_the_server_does_not_take(self) -> None:
         """Each block has its time."""
         self.stand()
@@ -564,7 +647,7 @@ class ValueTests(SynchronousTestCase):
     """Targets and timeouts."""
 
     def test_equal_targets(self) -> None:
-        """The pool's key: all five parts count, and the policy may come as the configuration's word."""
+        """The pool's key: all parts count, and the policy may come as the configuration's word."""
         target = Target("mx.example.com", "192.0.2.1", 25, TLSPolicy.MAY, "")
         self.assertEqual(target, Target("mx.example.com", "192.0.2.1", tls="may"))  # type: ignore[arg-type]
         self.assertEqual(hash(target), hash(Target("mx.example.com", "192.0.2.1")))
@@ -574,6 +657,7 @@ class ValueTests(SynchronousTestCase):
             {"port": 26},
             {"tls": "none"},
             {"source": "192.0.2.9"},
+            {"helo_name": "mail1.example.net"},
         ):
             self.assertNotEqual(target, attrs.evolve(target, **change))
         self.assertRaises(ValueError, Target, "mx", "192.0.2.1", 25, "sometimes")

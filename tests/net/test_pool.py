@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred, inlineCallbacks
@@ -98,6 +99,57 @@ class PoolTests(SynchronousTestCase):
         self, connecting: int = 0, busy: int = 0, idle: int = 0, closing: int = 0, waiting: int = 0
     ) -> None:
         self.assertEqual(self.pool.counts, PoolCounts(connecting, busy, idle, closing, waiting))
+
+    def test_an_idle_connection_gives_its_limit_back(self) -> None:
+        """The limit's place is needed elsewhere: the one that was idle longest ends, those of other limits stay."""
+        targets = [evolve(A, limit="L"), evolve(B, limit="L"), C]
+        for target in targets:
+            self.pool.acquire(target)
+        made = [self.network.succeed() for _ in targets]
+        for connection in made:
+            self.pool.release(connection)
+            self.clock.advance(1)
+        self.assertTrue(self.pool.retire_idle("L"))
+        self.assertEqual([each.is_closing for each in made], [True, False, False])
+        self.assertTrue(self.pool.retire_idle("L", every=True))
+        self.assertFalse(self.pool.retire_idle("L"))
+        self.assertEqual([each.is_closing for each in made], [True, True, False])
+        self.assertIsNone(self.pool.take(targets[1]))
+
+    def test_one_too_many_is_not_kept(self) -> None:
+        """A connection for which the limit has no place any more ends when it is given back."""
+        self.pool.is_surplus = lambda target: target == A
+        for target in (A, B):
+            self.pool.acquire(target)
+        made = [self.network.succeed() for _ in range(2)]
+        for connection in made:
+            self.pool.release(connection)
+        self.assertEqual([each.is_closing for each in made], [True, False])
+
+    def test_what_hangs_gives_way(self) -> None:
+        """Hosts that do not answer hold all places. Somebody waits: the one that was silent longest is given up as soon as it had its
+        time, and its place is used; then the next. Nobody is given up while nobody waits."""
+        answers: list[Any] = []
+        for target in (A, B, C):
+            self.pool.acquire(target).addErrback(answers.append)
+            self.clock.advance(1)
+        self.clock.advance(100)
+        self.assertEqual(answers, [])
+        waiting = [self.pool.acquire(evolve(A, host=f"good{n}.example")) for n in range(2)]
+        self.assertEqual(len(answers), 2)
+        self.assertEqual([each.value.outcome.reply.enhanced for each in answers], ["4.4.1", "4.4.1"])
+        self.assertEqual(self.network.attempts[-1][0].host, "good1.example")
+        self.assertEqual(self.pool.counts.waiting, 0)
+        self.pool.acquire(B).addErrback(answers.append)
+        self.assertEqual(len(answers), 3)  # C, too, had its time
+        self.pool.acquire(B)
+        self.assertEqual((len(answers), self.pool.counts.waiting), (3, 1))
+        self.clock.advance(4.9)
+        self.assertEqual(self.pool.counts.waiting, 1)
+        self.assertEqual(answers[3:], [])
+        waiting[0].addErrback(answers.append)
+        self.clock.advance(0.2)
+        self.assertEqual((len(answers), self.pool.counts.waiting), (4, 0))
 
     def test_counts(self) -> None:
         """A connection is in one state at a time."""

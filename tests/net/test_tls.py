@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,7 @@ from twisted.internet.ssl import PrivateCertificate
 from relaycluster.mail import outcome
 from relaycluster.mail.outcome import Delivered, Stage
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, OutboundSettings, Timeouts, connect
-from relaycluster.net.tls import ClientTLS, NotTrusted, reason
+from relaycluster.net.tls import BROKEN_SECONDS, ClientTLS, NotTrusted, reason
 from relaycluster.smtp.client import TLSPolicy
 from tests.net.certificates import Authority, Issued
 from tests.net.loopback import CONTENT, LoopbackCase, chunks, transaction, turn
@@ -100,7 +101,7 @@ class TLSTests(LoopbackCase):
         self.assertEqual(wrong_name.heard, ["GREETING", "EHLO", "STARTTLS"])
         unknown_root = self.server("mx.example.com", authority=Authority())
         failed = yield Deferred.fromCoroutine(self.fails(unknown_root, TLSPolicy.VERIFY))
-        self.assertIn("certificate verify failed", str(failed.outcome.reply))
+        self.assertIn("the certificate's signature is not its issuer's", str(failed.outcome.reply))
         self.assertEqual(unknown_root.heard, ["GREETING", "EHLO", "STARTTLS"])
 
     @inlineCallbacks
@@ -130,14 +131,126 @@ class TLSTests(LoopbackCase):
             drop(session)
 
         for how in (rubbish, leave, drop):
-            failed = yield Deferred.fromCoroutine(self.fails(self.server("x", STARTTLS=[how]), TLSPolicy.MAY))
+            failed = yield Deferred.fromCoroutine(self.fails(self.server("x", STARTTLS=[how]), TLSPolicy.ENCRYPT))
             self.assertTrue(failed.tls_failed, how)
+            yield Deferred.fromCoroutine(self.goes_to_clear(how, Timeouts(tls_seconds=5)))
         for how in (silence, hang):
-            target = attrs.evolve(self.listen(self.server("x", STARTTLS=[how])), tls=TLSPolicy.MAY)
+            target = attrs.evolve(self.listen(self.server("x", STARTTLS=[how])), tls=TLSPolicy.ENCRYPT)
             settings = OutboundSettings("r", ClientTLS(self.ca_file), Timeouts(tls_seconds=0.05))
             failed = yield self.assertFailure(connect(reactor, target, settings), ConnectFailed)
             self.assertTrue(failed.tls_failed, how)
             self.assertIn("timed out", str(failed.outcome.reply))
+            yield Deferred.fromCoroutine(self.goes_to_clear(how, Timeouts(tls_seconds=0.05)))
+
+    async def goes_to_clear(self, how: Any, timeouts: Timeouts) -> None:
+        """Under "may": once per TLS trouble, then in clear from the start, and it is told why."""
+        server = self.server("x", STARTTLS=[how])
+        target = attrs.evolve(self.listen(server), tls=TLSPolicy.MAY)
+        settings = OutboundSettings("r", ClientTLS(self.ca_file), timeouts)
+        for attempts in (2, 3, 4):
+            connection = await connect(reactor, target, settings)
+            self.connections.append(connection)
+            self.assertEqual(server.connections, attempts)
+            self.assertEqual(server.heard.count("STARTTLS"), 1)
+            self.assertIsNone(connection.tls)
+            self.assertEqual(connection.target, target)  # so that the pool shares it
+            self.assertRegex(
+                connection.tls_used, "clear: (The TLS handshake with the host failed|timed out|connection lost)"
+            )
+            self.assertIsInstance((await connection.send(transaction()))[0], Delivered)
+
+    @inlineCallbacks
+    def test_a_host_that_is_down_is_not_taken_for_one_with_broken_tls(self) -> Any:
+        """When it breaks off in clear as well, the trouble is another, and TLS is tried the next time."""
+        server = self.server("x", STARTTLS=[drop, "220 go"], GREETING=["220 hi", drop, "220 hi"])
+        target = attrs.evolve(self.listen(server), tls=TLSPolicy.MAY)
+        settings = OutboundSettings("r", ClientTLS(self.ca_file))
+        failed = yield self.assertFailure(connect(reactor, target, settings), ConnectFailed)
+        self.assertEqual((failed.outcome.stage, failed.tls_failed), (Stage.GREETING, False))
+        connection = yield connect(reactor, target, settings)
+        self.connections.append(connection)
+        self.assertIsNotNone(connection.tls)
+
+    @inlineCallbacks
+    def test_421_under_tls_is_not_broken_tls(self) -> Any:
+        """A busy host says so under TLS: it is not asked again in clear, neither now nor later."""
+        server = self.server("x", EHLO=[EHLO, "421 4.3.2 too busy", EHLO])
+        target = attrs.evolve(self.listen(server), tls=TLSPolicy.MAY)
+        settings = OutboundSettings("r", ClientTLS(self.ca_file))
+        failed = yield self.assertFailure(connect(reactor, target, settings), ConnectFailed)
+        self.assertEqual(failed.outcome.reply.code, 421)
+        self.assertFalse(failed.tls_failed)
+        self.assertEqual(server.connections, 1)
+        connection = yield connect(reactor, target, settings)
+        self.connections.append(connection)
+        self.assertIsNotNone(connection.tls)
+
+    @inlineCallbacks
+    def test_cancelled_in_the_handshake(self) -> Any:
+        """Who gives up does not find out anything about the host's TLS, and does not begin anew in clear."""
+        server = self.server("x", STARTTLS=[hang])
+        target = attrs.evolve(self.listen(server), tls=TLSPolicy.MAY)
+        ours = ClientTLS(self.ca_file)
+        connecting = connect(reactor, target, OutboundSettings("r", ours))
+        while "STARTTLS" not in server.heard:
+            yield turn()
+        connecting.cancel()
+        self.failureResultOf(connecting, ConnectFailed)
+        while server.sessions:
+            yield turn()
+        self.assertEqual(server.connections, 1)
+        self.assertEqual(ours.broken(target.address, target.port, 0), "")
+
+    @inlineCallbacks
+    def test_starttls_refused(self) -> Any:
+        """454: under "may" the same session goes on in clear; under "encrypt" mail waits, and nothing is said in clear."""
+        server = self.server("x", STARTTLS=["454 4.7.0 TLS not available"])
+        connection = yield Deferred.fromCoroutine(self.session(server, TLSPolicy.MAY))
+        self.assertEqual((server.connections, connection.tls_used), (1, "clear: STARTTLS refused"))
+        self.assertIsInstance((yield connection.send(transaction()))[0], Delivered)
+        for policy in (TLSPolicy.ENCRYPT, TLSPolicy.VERIFY):
+            server = self.server("x", STARTTLS=["454 4.7.0 TLS not available"])
+            failed = yield Deferred.fromCoroutine(self.fails(server, policy))
+            self.assertIn(failed.outcome.reply.enhanced, ("4.7.4", "4.7.0"))
+
+    @inlineCallbacks
+    def test_required_and_not_offered(self) -> Any:
+        """Whoever strips the offer gets nothing to read: the mail waits."""
+        for policy in (TLSPolicy.ENCRYPT, TLSPolicy.VERIFY):
+            failed = yield Deferred.fromCoroutine(self.fails(ScriptedServer(), policy))
+            self.assertEqual(failed.outcome.reply.enhanced, "4.7.4")
+
+    @inlineCallbacks
+    def test_what_is_wrong_with_a_certificate(self) -> Any:
+        """An operator reads the reason, not the name of an OpenSSL routine."""
+        expired = self.authority.issue("mx.example.com", starts=timedelta(days=-9), ends=timedelta(days=-1))
+        early = self.authority.issue("mx.example.com", starts=timedelta(days=1), ends=timedelta(days=9))
+        unknown = Authority("Another Root").issue("mx.example.com")
+        for issued, words in (
+            (expired, "the certificate has expired"),
+            (early, "the certificate is not yet valid"),
+            (unknown, "the certificate's issuer is unknown"),
+        ):
+            server = ScriptedServer(EHLO=[EHLO])
+            server.tls = PrivateCertificate.loadPEM(issued.key + issued.certificate).options()
+            failed = yield Deferred.fromCoroutine(self.fails(server, TLSPolicy.VERIFY))
+            self.assertEqual(str(failed.outcome.reply), f"454 4.7.5 The TLS handshake with the host failed ({words})")
+
+    @inlineCallbacks
+    def test_resumed_over_sockets(self) -> Any:
+        """The second connection takes the first one's session up again, and is as protected, and as verified, as the first."""
+        server = self.server("mx.example.com")
+        target = attrs.evolve(self.listen(server), tls=TLSPolicy.VERIFY)
+        settings = OutboundSettings("r", ClientTLS(self.ca_file))
+        for _ in range(2):
+            connection = yield connect(reactor, target, settings)
+            self.connections.append(connection)
+            self.assertRegex(connection.tls_used, r"^TLSv1\.[23] \S+, verified$")
+            self.assertIsInstance((yield connection.send(transaction()))[0], Delivered)
+            gone: Deferred[object] = Deferred()
+            connection.on_closed = gone.callback
+            connection.close()
+            yield gone
 
     @inlineCallbacks
     def test_may_without_starttls(self) -> Any:
@@ -148,16 +261,19 @@ class TLSTests(LoopbackCase):
 
     @inlineCallbacks
     def test_no_tls_in_this_node(self) -> Any:
-        """Settings without TLS and a target that wants it: a failure that names it, not an exception."""
-        target = attrs.evolve(self.listen(self.server("x")), tls=TLSPolicy.MAY)
+        """Settings without TLS: a target that wants it fails and says why, one that may do without does without."""
+        target = attrs.evolve(self.listen(self.server("x")), tls=TLSPolicy.ENCRYPT)
         failed = yield self.assertFailure(connect(reactor, target, OutboundSettings("r")), ConnectFailed)
         self.assertTrue(failed.tls_failed)
+        connection = yield connect(reactor, attrs.evolve(target, tls=TLSPolicy.MAY), OutboundSettings("r"))
+        self.connections.append(connection)
+        self.assertEqual(connection.tls_used, "clear: this node has no TLS")
 
     @inlineCallbacks
     def test_a_host_whose_name_is_none(self) -> Any:
         """What OpenSSL would not take as a server name is a failure of this delivery alone."""
         for host in ("mü.example.com", "mx\0.example.com"):
-            failed = yield Deferred.fromCoroutine(self.fails(self.server("x"), TLSPolicy.MAY, host))
+            failed = yield Deferred.fromCoroutine(self.fails(self.server("x"), TLSPolicy.ENCRYPT, host))
             self.assertTrue(failed.tls_failed)
 
     @inlineCallbacks
@@ -304,6 +420,20 @@ def test_kept_sessions_are_bounded(authority: Authority, tmp_path: Path) -> None
     for host, resumed in (("a.example", False), ("b.example", True), ("c.example", True)):
         client = clients.connection_to(host, 25, verify=False).clientConnectionForTLS(None)
         assert handshake.run(client).session_reused is resumed
+
+
+def test_broken_tls_is_remembered_for_a_while(authority: Authority, tmp_path: Path, monkeypatch: Any) -> None:
+    """By address and port; forgotten after its time, and, with too many of them, the oldest first."""
+    monkeypatch.setattr("relaycluster.net.tls.MOST_BROKEN", 2)
+    clients = client_tls(authority, tmp_path)
+    clients.note_broken("192.0.2.1", 25, "a fault", 100.0)
+    assert clients.broken("192.0.2.1", 25, 100.0 + BROKEN_SECONDS - 1) == "a fault"
+    assert clients.broken("192.0.2.1", 26, 100.0) == ""
+    assert clients.broken("192.0.2.2", 25, 100.0) == ""
+    assert clients.broken("192.0.2.1", 25, 100.0 + BROKEN_SECONDS) == ""
+    for number in (1, 2, 3):
+        clients.note_broken(f"192.0.2.{number}", 25, "a fault", 100.0)
+    assert [clients.broken(f"192.0.2.{number}", 25, 100.0) for number in (1, 2, 3)] == ["", "a fault", "a fault"]
 
 
 def test_server_name_indication(authority: Authority, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ The pool is the real one; the connections are fakes that do what the test says.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from relaycluster.mail import outcome
 from relaycluster.mail.address import Address
-from relaycluster.mail.envelope import BodyType
+from relaycluster.mail.envelope import BodyType, MessageClass
 from relaycluster.mail.item import Claim, Item
 from relaycluster.mail.outcome import Delivered, Failed, Outcome, Stage
 from relaycluster.mail.reply import Reply
@@ -26,12 +27,17 @@ from relaycluster.node.crowd import Crowd, LimitReached
 from relaycluster.node.lane import Lane
 from relaycluster.node.limits import Pace
 from relaycluster.node.means import Means
+from relaycluster.node.reach import Reaches
 from relaycluster.node.routes import NoRoute, Route
 from relaycluster.node.settle import Settlement
 from relaycluster.policy.cluster import Ownership
+from relaycluster.policy.pace import SlowDown, Suspend
 from relaycluster.policy.rate import Rate
+from relaycluster.policy.reply_rules import NO_RULES, ReplyRule, ReplyRules
 from relaycluster.policy.ring import partition_of
-from relaycluster.policy.routing import DestinationSettings
+from relaycluster.policy.routing import DestinationSettings, HostPort
+from relaycluster.policy.suspension import Suspension, Suspensions
+from relaycluster.policy.text_pattern import TextPattern
 from relaycluster.policy.trouble import LocalTrouble, judge_local
 from relaycluster.smtp.client import Transaction
 from tests.node.test_settle import RETRY
@@ -56,6 +62,7 @@ class FakeConnection(OutboundConnection):
     went_stale: bool = False
     transactions_done: int = 0
     tls: Any = None
+    tls_used: str = ""
     on_closed: Any = None
     clock: Any = None
     is_seven_bit: bool = False
@@ -117,9 +124,12 @@ class Node:
         self.taken: list[Claim] = []
         self.lost: list[Ownership] = []
         self.settled: list[Claim] = []
+        self.suspensions = Suspensions()
+        self.rules = NO_RULES
+        self.placed = True
         world = self.world
         self.pool = ConnectionPool(world.clock, self.connect)
-        self.crowd = Crowd(lambda limit: len([each for each in self.made if not each.is_gone]))
+        self.crowd = Crowd(lambda limit: len(self.attempts) + len([each for each in self.made if not each.is_gone]))
         self.pool.on_gone = lambda connection: self.crowd.freed(connection.target.limit)
         self.settlement = Settlement(
             world.clock, world.queue, world.metrics, world.log, RETRY, "us.example", lambda: 0.5
@@ -143,11 +153,23 @@ class Node:
             crowd=self.crowd,
             draining=lambda: self.is_draining,
             sign_anew=lambda content: content,
+            reaches=Reaches(),
+            suspended=lambda domain, limit: self.suspensions.lookup(domain, limit, world.queue.now_ms()),
+            suspend=self.suspend,
+            jitter=lambda: 0.5,
+            rules=lambda: self.rules,
         )
         for domain in domains:
             world.own(domain)
         self.lanes = [Lane(domain, partition_of(domain, PARTITIONS), self.settings, self.means) for domain in domains]
         self.lane = self.lanes[0]
+
+    def is_placed(self, domain: str) -> bool:
+        return self.placed
+
+    def suspend(self, limit: str, seconds: float, reason: str) -> None:
+        until_ms = self.world.queue.now_ms() + int(seconds * 1000)
+        self.suspensions = Suspensions.build([*self.suspensions, Suspension(limit, until_ms, reason=reason)])
 
     async def find(self, domain: str, settings: DestinationSettings) -> Route | NoRoute:
         return self.no_route or Route(self.targets, float("inf"))
@@ -208,7 +230,9 @@ class Node:
     def stuck(self) -> list[str]:
         """Lanes in which something waits that is neither being sent, nor opened for, nor has a timer."""
         return [
-            lane.domain for lane in self.lanes if lane._waiting and not (lane._sending or lane._opening or lane._timer)
+            lane.domain
+            for lane in self.lanes
+            if lane.waiting and not (lane.carrying or lane.opening.count or lane._timer)
         ]
 
 
@@ -598,6 +622,246 @@ class LaneTest(SynchronousTestCase):
         node.lane.offer(evolve(node.world.claimed(node.world.item()), delivered=("r0@example.com",)))
         self.assertEqual((len(connection.sent), len(node.done()), node.lane.in_hand), (1, 2, 0))
 
+    # How many connections, and which
+
+    def test_a_host_that_hangs_in_the_transaction(self) -> None:
+        """It takes connections and says nothing more: it gets two of them, however much waits, and all of the other domain's go."""
+        node = Node(connections=20)
+        node.queue(100)
+        node.lane.wake()
+        for _ in range(30):
+            node.world.advance(1)
+            while node.attempts:
+                node.opened()
+        self.assertEqual((len(node.made), len(node.taken) <= 10), (2, True))
+        for connection in node.busy:
+            connection.answer()
+        self.assertEqual(len(node.busy) + len(node.attempts), 4)
+
+    def test_refused_while_others_stand(self) -> None:
+        """The host takes three connections from us: it gets three, and one more is tried ever more seldom."""
+        node = Node(connections=20, messages_per_connection=10_000)
+        node.queue(600)
+        node.at_once = lambda target: ConnectFailed(REFUSED) if len(node.busy) >= 3 else node.connection(target)
+        tries: list[float] = []
+        connect = node.at_once
+        node.at_once = lambda target: (tries.append(node.world.clock.seconds()), connect(target))[1]
+        node.lane.wake()
+        for n in range(1200):
+            node.world.clock.advance(0.1)
+            for connection in node.busy if n < 10 or n % 10 == 0 else ():
+                connection.answer()
+            self.assertTrue(len(node.busy) <= 3)
+        self.assertEqual(len(node.busy), 3)
+        late = [at for at in tries if at > 10]
+        self.assertTrue(len(late) <= 2 * 5, late)  # two hosts are tried each time
+
+    def test_a_dead_destination(self) -> None:
+        """Each time it is left alone for twice as long, and probed with one connection; at first its items wait for it, untouched; when
+        it stays dead, they follow their own schedule, a few a second. It comes back: all is sent."""
+        node = Node(connections=20)
+        node.at_once = lambda target: ConnectFailed(REFUSED)
+        items = node.queue(100)
+        probes: list[float] = []
+        real = node.find
+
+        async def found(domain: str, settings: DestinationSettings) -> Route | NoRoute:
+            probes.append(node.world.clock.seconds())
+            return await real(domain, settings)
+
+        node.find = found  # type: ignore[method-assign]
+        node.lane.wake()
+        node.world.advance(60)
+        self.assertEqual([round(at) for at in probes], [0, 15, 45])
+        place = node.world.partition()
+        self.assertTrue(sum(item.attempts for item in place.items.values()) <= 2 * 3 + 5 * 16)
+        untouched = sum(not item.attempts for item in place.items.values())
+        node.world.advance(40)
+        self.assertTrue(sum(not item.attempts for item in place.items.values()) < untouched)
+        self.assertEqual(len(probes), 3)
+        node.at_once = node.connection
+        for _ in range(400):
+            node.world.clock.advance(20)
+            node.lane.wake()
+            node.work_off()
+        self.assertEqual(node.done(), {item.id for item in items})
+
+    def test_dead_hosts_of_many_domains(self) -> None:
+        """All domains go to one smarthost, which is dead: one of them probes it with one connection, the others wait."""
+        domains = [f"d{n}.example" for n in range(8)]
+        node = Node(domains, name="*", hosts=(HostPort("mx1.example", 25), HostPort("mx2.example", 25)), connections=20)
+        for domain in domains:
+            node.queue(3, domain)
+        node.at_once = lambda target: ConnectFailed(REFUSED)
+        for lane in node.lanes:
+            lane.wake()
+        node.at_once = None
+        self.assertEqual(node.attempts, [])
+        node.world.advance(14)
+        self.assertEqual(node.attempts, [])
+        for _ in range(200):
+            node.world.advance(0.1)
+            self.assertTrue(len(node.attempts) <= 1, node.attempts)
+        self.assertEqual(len(node.attempts), 1)
+        self.assertTrue(len(node.taken) - len(node.settled) <= 3, "the others claim, too")
+        node.opened()
+        for _ in range(200):
+            node.world.advance(0.2)
+            node.work_off()
+        self.assertEqual(
+            len(node.done()), 24 - sum(p.items[i].attempts > 0 for p in node.world.cluster.partitions for i in p.items)
+        )
+
+    def test_slow_down(self) -> None:
+        """A rule of the operator's: who says so gets nothing for a moment, then half of the connections; the message is deferred, and
+        no other host is asked."""
+        node = Node(connections=8)
+        rule = ReplyRule("r", TextPattern("rate limit"), SlowDown())
+        node.rules = ReplyRules([rule])
+        node.at_once = node.connection
+        node.queue(400)
+        node.lane.wake()
+        while len(node.busy) < 8:
+            node.busy[0].answer()
+        asked = evolve(LATER, reply=Reply.of(421, "4.7.0", "rate limit"), stage=Stage.MAIL)
+        for connection in node.busy:
+            connection.answer(asked, stays=False)
+        self.assertEqual((node.busy, node.lane.in_hand), ([], 0))
+        self.assertFalse(node.lane.has_room())
+        made = len(node.made)
+        node.world.advance(4.5)
+        self.assertEqual(node.made[made:], [])
+        node.world.advance(1)
+        for _ in range(30):
+            for connection in node.busy:
+                connection.answer()
+            self.assertTrue(len(node.busy) <= 4)
+        self.assertEqual({each.target.host for each in node.made}, {"mx1.example"})
+
+    def test_suspend(self) -> None:
+        """A rule that suspends: the cluster is told, what waits goes back, and nothing is claimed until it is over."""
+        node = Node(connections=4)
+        node.rules = ReplyRules([ReplyRule("r", TextPattern("blocked"), Suspend(900))])
+        node.at_once = node.connection
+        node.queue(50)
+        node.lane.wake()
+        asked = evolve(LATER, reply=Reply.of(550, "5.7.1", "blocked"), stage=Stage.MAIL)
+        node.busy[0].answer(asked)
+        while node.busy:
+            node.busy[0].answer()
+        self.assertEqual((node.lane.waiting, len(node.world.partition().leased)), (deque(), 0))
+        self.assertFalse(node.lane.has_room())
+        taken = len(node.taken)
+        for _ in range(20):
+            node.lane.wake()
+            node.world.advance(40, 1)
+        self.assertEqual(len(node.taken), taken)
+        self.assertTrue(node.world.partition().paused["example.com"] > node.world.queue.now_ms())
+        node.world.advance(200, 1)
+        node.lane.wake()
+        self.assertTrue(len(node.taken) > taken)
+
+    def test_suspended_by_the_operator(self) -> None:
+        """What waits for a connection goes back as soon as this node knows of it."""
+        node = Node()
+        (item,) = node.queue(1)
+        node.lane.wake()
+        node.suspend("L", 60, "operator")
+        node.suspend("example.com", 60, "operator")
+        node.lane.look_again()
+        self.assertEqual(list(node.world.partition().waiting), [item.id])
+        node.opened()
+        self.assertEqual(node.busy, [])
+
+    def test_the_provider_is_known_before_the_first_claim(self) -> None:
+        """Whose limits hold depends on the MX hosts: until they are known nothing is claimed or leased."""
+        node = Node()
+        node.placed = False
+        answers: list[Deferred[Route]] = []
+
+        async def found(domain: str, settings: DestinationSettings) -> Route:
+            answers.append(Deferred())
+            return await answers[-1]
+
+        node.find = found  # type: ignore[method-assign]
+        lane = Lane("example.com", node.lane.partition, node.settings, node.means)
+        node.queue(3)
+        lane.wake()
+        self.assertEqual((node.taken, lane.has_room(), len(answers)), ([], False, 1))
+        provider = DestinationSettings(name="provider", rate=Rate.of(1), mx_suffix=("example",))
+        answers[0].callback(Route((evolve(MAIN, limit="provider"),), float("inf"), provider))
+        self.assertEqual((lane.limit, len(node.taken)), ("provider", 1))
+
+    def test_the_domain_moves_to_a_provider(self) -> None:
+        """Its MX hosts are a provider's now: what is in hand goes back, and is claimed anew under the provider's limits."""
+        node = Node()
+        items = node.queue(2)
+        provider = DestinationSettings(name="provider", connections=1)
+
+        async def found(domain: str, settings: DestinationSettings) -> Route:
+            return Route((evolve(MAIN, limit="provider"),), float("inf"), provider)
+
+        node.find = found  # type: ignore[method-assign]
+        node.lane.wake()
+        self.assertEqual((node.lane.limit, node.lane.settings), ("provider", provider))
+        self.assertEqual(len(node.attempts), 1)
+        node.work_off()
+        self.assertEqual(node.done(), {item.id for item in items})
+
+    def test_an_idle_connection_gives_way(self) -> None:
+        """Two domains share a limit of one connection. The one's is idle; the other's mail does not wait until it is too old."""
+        node = Node(("a.example", "b.example"), connections=1, name="L")
+        hosts = {"a.example": evolve(MAIN, limit="L"), "b.example": evolve(BACKUP, limit="L")}
+
+        async def found(domain: str, settings: DestinationSettings) -> Route:
+            return Route((hosts[domain],), float("inf"), settings)
+
+        node.find = found  # type: ignore[method-assign]
+
+        def limited(target: Target) -> Any:
+            standing = [each for each in node.made if not each.is_gone]
+            return LimitReached("L") if standing else node.connection(target)
+
+        node.at_once = limited
+        (first,) = node.queue(1, "a.example")
+        node.lanes[0].wake()
+        node.busy[0].answer()
+        (second,) = node.queue(1, "b.example")
+        node.lanes[1].wake()
+        node.world.advance(0.5)
+        self.assertEqual([each.target.host for each in node.busy], ["mx2.example"])
+        node.busy[0].answer()
+        self.assertEqual(node.done(), {first.id, second.id})
+
+    def test_released(self) -> None:
+        """The partition goes to another node: what waits goes back, and the idle connections of the domain end."""
+        node = Node(connections=1)
+        node.targets = (evolve(MAIN, limit="example.com"),)
+        node.queue(3)
+        node.lane.wake()
+        connection = node.opened()
+        node.lane.release()
+        self.assertTrue(connection.busy)
+        self.assertEqual((len(node.lane.waiting), node.lane.in_hand), (0, 1))
+        node.owner_of = lambda partition: None  # type: ignore[method-assign, assignment, return-value]
+        connection.answer()
+        node.lane.release()
+        self.assertTrue(connection.is_gone)
+
+    def test_bulk_is_not_starved(self) -> None:
+        """Urgent mail goes first, and there is more of it than can be sent; a tenth is bulk all the same."""
+        node = Node(connections=2)
+        node.at_once = node.connection
+        for each in (MessageClass.URGENT, MessageClass.BULK):
+            for _ in range(200):
+                item = evolve(node.world.item(), message_class=each)
+                result(node.world.queue.enqueue(item, b"Subject: x\r\n\r\n", None))
+        node.lane.wake()
+        for _ in range(100):
+            node.busy[0].answer()
+        classes = [claim.item.message_class for claim in node.settled[:100]]
+        self.assertTrue(8 <= classes.count(MessageClass.BULK) <= 12, classes.count(MessageClass.BULK))
+
     @settings(max_examples=60, deadline=None)
     @given(
         st.lists(
@@ -642,7 +906,7 @@ class LaneTest(SynchronousTestCase):
             elif operation in ("doubt", "sure"):
                 node.is_valid = operation == "sure"
             self.assertEqual(node.stuck(), [])
-            self.assertTrue(all(lane.in_hand >= 0 and lane._sending >= 0 and lane._opening >= 0 for lane in node.lanes))
+            self.assertTrue(all(lane.in_hand >= 0 and lane.opening.count >= 0 for lane in node.lanes))
         node.world.cluster.down, node.is_valid = False, True
         for _ in range(60):
             node.world.clock.advance(70)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from relaycluster.interfaces import QueueError
 from relaycluster.node.limits import ConnectionLimits, Pace
 from relaycluster.policy.cluster import Snapshot
 from relaycluster.policy.rate import Rate
@@ -102,6 +103,20 @@ class ConnectionLimitsTest(SynchronousTestCase):
         self.world.clock.advance(0.6)
         self.assertEqual(self.world.cluster.slots["big.example"], {2: MOST})
 
+    def test_surplus(self) -> None:
+        """Under a new incarnation we hold more than is left for us: connections that are free shall end until it fits."""
+        self.one.reserve()
+        self.one.reserve()
+        self.assertFalse(self.one.limits.is_surplus("big.example"))
+        self.one.incarnation, self.one.view = 3, snapshot(2, 3)
+        self.two.view = snapshot(2, 3)
+        self.assertEqual([self.two.reserve() for _ in range(MOST - 1)], [True] * (MOST - 1))
+        self.one.limits.renew()
+        self.world.clock.advance(0)
+        self.assertTrue(self.one.limits.is_surplus("big.example"))
+        self.one.free()
+        self.assertFalse(self.one.limits.is_surplus("big.example"))
+
     def test_renew_says_it(self) -> None:
         """…and where there is room, the cluster counts them under the new number."""
         self.one.reserve()
@@ -153,9 +168,57 @@ class PaceTest(SynchronousTestCase):
         paces = [Pace(world.clock, world.throttle, "slow.example", Rate.of(20)) for _ in range(2)]
         slots: list[float] = []
         for n in range(300):
-            slots += result(paces[n % 2].take(7))[0]
+            paces[n % 2].take(7).addCallback(lambda answer: slots.extend(answer[0]))
             world.clock.advance(0.03)
         slots.sort()
         for at in slots:
             self.assertTrue(sum(at <= other < at + 1 for other in slots) <= 21)
         self.assertTrue(len(slots) >= 8.9 * 20)
+
+    def test_lanes_of_one_limit_take_turns(self) -> None:
+        """Ten lanes want as much as they can get of 50/s: all get the same, but for the slots that were there before the line was; and
+        the cluster is asked some twenty times a second, not twenty times for each."""
+        world = World()
+        pace = Pace(world.clock, world.throttle, "provider", Rate.of(50))
+        got = dict.fromkeys(range(10), 0)
+
+        def take(lane: int) -> None:
+            pace.take(40).addCallback(taken, lane)
+
+        def taken(answer: tuple[list[float], float], lane: int) -> None:
+            got[lane] += len(answer[0])
+            world.clock.callLater(answer[1], take, lane)
+
+        for lane in got:
+            take(lane)
+        world.advance(10, 0.005)
+        self.assertTrue(sum(got.values()) >= 0.95 * 500, got)
+        self.assertTrue(max(got.values()) - min(got.values()) <= 6, got)
+        self.assertTrue(world.throttle.count("take") <= 10 * 30, world.throttle.count("take"))
+
+    def test_a_share_of_the_rate(self) -> None:
+        """While the provider wants less of us, less is taken."""
+        world = World()
+        pace = Pace(world.clock, world.throttle, "provider", Rate.of(100), lambda _now: 0.25)
+        slots: list[float] = []
+        for _ in range(200):
+            pace.take(40).addCallback(lambda answer: slots.extend(answer[0]))
+            world.clock.advance(0.02)
+        self.assertTrue(0.9 * 100 <= len(slots) <= 105, len(slots))
+
+    def test_a_long_wait_is_not_spent_in_line(self) -> None:
+        """One in a minute: whoever comes second is told when to come again."""
+        world = World()
+        pace = Pace(world.clock, world.throttle, "slow.example", Rate.of(1, 60))
+        self.assertEqual(len(result(pace.take(5))[0]), 1)
+        slots, retry_seconds = result(pace.take(5))
+        self.assertEqual((slots, 50 < retry_seconds < 61), ([], True))
+
+    def test_the_store_is_away(self) -> None:
+        """All in line hear it, and the next question is asked."""
+        world = World()
+        pace = Pace(world.clock, world.throttle, "slow.example", Rate.of(50))
+        world.cluster.down = True
+        self.assertRaises(QueueError, result, pace.take(1))
+        world.cluster.down = False
+        self.assertEqual(len(result(pace.take(1))[0]), 1)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relaycluster.policy.concurrency import take_slots
+from relaycluster.policy.concurrency import fair_share, take_slots
 
 steps = st.lists(
     st.one_of(
@@ -58,3 +58,15 @@ def test_nonsense_is_refused() -> None:
     """Negative numbers are a mistake of the caller's."""
     with pytest.raises(ValueError, match="cannot hold"):
         take_slots({}, lambda _: False, 1, -1, 5)
+
+
+@given(st.sets(st.integers(0, 5)), st.sets(st.integers(0, 5)), st.integers(0, 5), st.integers(1, 20))
+def test_fair_share(holders: set[int], wishing: set[int], who: int, maximum: int) -> None:
+    """While nobody else wishes, everything; else parts that together use all, none of which is nothing."""
+    share = fair_share(holders, wishing, who, maximum)
+    parties = holders | wishing | {who}
+    assert 1 <= share <= maximum
+    if wishing <= {who}:
+        assert share == maximum
+    else:
+        assert maximum <= share * len(parties) < maximum + len(parties)

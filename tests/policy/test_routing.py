@@ -8,6 +8,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
 
 from relaycluster.policy import routing
 from relaycluster.policy.routing import (
@@ -318,3 +319,64 @@ def test_addresses_are_shuffled_within_their_family() -> None:
     shuffled = order_addresses(("::1", "10.0.0.1", "::2", "10.0.0.2"), lambda group: group.reverse())
     assert shuffled == ("::2", "10.0.0.2", "::1", "10.0.0.1")
     assert order_addresses(("10.0.0.1",), lambda group: pytest.fail("nothing to shuffle")) == ("10.0.0.1",)
+
+
+class ProviderTest(SynchronousTestCase):
+    """Whose limits hold when MX hosts decide."""
+
+    def setUp(self) -> None:
+        self.microsoft = DestinationSettings(name="microsoft", mx_suffix=("protection.outlook.com",))
+        self.special = DestinationSettings(name="special", mx_suffix=("gov.protection.outlook.com",))
+        self.named = DestinationSettings(name="named.example")
+        self.rest = DestinationSettings(connections=3)
+        self.table = RouteTable.build(
+            DestinationSettings(),
+            [
+                ((), self.microsoft),
+                ((), self.special),
+                (("named.example", "*.named.example"), self.named),
+                (("*",), self.rest),
+            ],
+        )
+
+    def by(self, *hosts: str, domain: str = "example.com") -> DestinationSettings:
+        return self.table.by_exchangers(domain, [MX(10 * n // 10, host) for n, host in enumerate(hosts)])
+
+    def test_the_best_hosts_decide(self) -> None:
+        """All domains whose most preferred host is a provider's, at the boundary of a label."""
+        self.assertIs(self.by("example-com.mail.protection.outlook.com"), self.microsoft)
+        self.assertIs(self.by("protection.outlook.com"), self.microsoft)
+        self.assertIs(self.by("notprotection.outlook.com"), self.rest)
+        self.assertIs(self.by("mx.example.com", "x.protection.outlook.com"), self.rest)
+        self.assertIs(self.by("a.gov.protection.outlook.com"), self.special)
+        self.assertIs(self.by(), self.rest)
+
+    def test_among_equals_the_longest(self) -> None:
+        """Two hosts of equal preference at two providers: the more special one's limits hold, whatever the order."""
+        records = [MX(5, "x.protection.outlook.com"), MX(5, "y.gov.protection.outlook.com")]
+        for each in (records, records[::-1]):
+            self.assertIs(self.table.by_exchangers("example.com", each), self.special)
+
+    def test_a_name_comes_first(self) -> None:
+        """A domain that is named itself, or by a suffix, is not asked for in DNS."""
+        for domain in ("named.example", "sub.named.example"):
+            self.assertTrue(self.table.is_placed(domain))
+            self.assertIs(self.by("x.protection.outlook.com", domain=domain), self.named)
+        self.assertTrue(self.table.is_placed("[192.0.2.1]"))
+        self.assertFalse(self.table.is_placed("example.com"))
+        self.assertTrue(RouteTable.build(self.rest).is_placed("example.com"))
+
+    def test_of_limit(self) -> None:
+        """A limit's name finds its settings, a domain's the domain's."""
+        self.assertIs(self.table.of_limit("microsoft"), self.microsoft)
+        self.assertIs(self.table.of_limit("named.example"), self.named)
+        self.assertIs(self.table.of_limit("example.com"), self.rest)
+
+    def test_two_for_one(self) -> None:
+        """No suffix belongs to two destinations, and no name."""
+        other = DestinationSettings(name="other", mx_suffix=("protection.outlook.com",))
+        same = DestinationSettings(name="microsoft")
+        for each in (other, same):
+            self.assertRaises(ValueError, RouteTable.build, self.rest, [((), self.microsoft), ((), each)])
+        bad = DestinationSettings(name="bad", mx_suffix=("not a host",))
+        self.assertRaises(ValueError, RouteTable.build, self.rest, [((), bad)])

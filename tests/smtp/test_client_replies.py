@@ -153,3 +153,60 @@ def test_is_empty_tells_of_half_a_reply() -> None:
     reader.feed(b"250 two\r\n2")
     assert reader.next_reply() is not None
     assert not reader.is_empty
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                b"250 2.1.0 ok\r\n250 2.1.5 ok\r\n354 go\r\n",
+                b"250 2.1.0 ok\r\n250 2.1.5 ok\r\n",
+                b"250 2.1.0 ok\r\n250-two\r\n250 lines\r\n",
+                b"250 2.1.0 ok\r\n250 2.1",
+                b".5 ok\r\n250 2.1.5 ok\r\n354 go\r\n",
+                b"250 ok\r\n",
+                b"250-a\r\n",
+                b"250 " + b"x" * 80 + b"\r\n250 ok\r\n",
+                b"550 no\n\r\n",
+            ]
+        ),
+        max_size=12,
+    )
+)
+def test_pieces_that_are_known(pieces: list[bytes]) -> None:
+    """A piece that came before means the same each time, wherever it stands: as to a reader that sees each octet anew."""
+    reader = ReplyReader()
+    found: list[Reply | str] = []
+    try:
+        for piece in pieces:
+            reader.feed(piece)
+            while (reply := reader.next_reply()) is not None:
+                found.append(reply)
+                assert reader.is_empty == (reader._at == len(reader._buffer) and not reader._ready)
+    except MalformedReply as malformed:
+        found.append(str(malformed))
+    wanted: list[Reply | str] = []
+    plain = ReplyReader()
+    try:
+        for octet in b"".join(pieces):
+            plain.feed(bytes([octet]))
+            while (reply := plain.next_reply()) is not None:
+                wanted.append(reply)
+    except MalformedReply as malformed:
+        wanted.append(str(malformed))
+    assert found == wanted
+
+
+def test_what_is_kept_is_bounded() -> None:
+    """A server that says something else each time fills no memory with it."""
+    reader = ReplyReader()
+    for number in range(1000):
+        reader.feed(b"250 %d\r\n250 and %d\r\n" % (number, number))
+        while reader.next_reply() is not None:
+            pass
+    assert len(reader._known) <= 32
+    assert len(reader._batches) <= 32
+    reader.feed(b"250 ok\r\n" * 1000)
+    while reader.next_reply() is not None:
+        pass
+    assert max(map(len, reader._batches)) <= 256

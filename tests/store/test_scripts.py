@@ -10,9 +10,11 @@ import pytest
 from relaycluster.store.redis import keys, scripts
 
 GROWS = {"enqueue": "SET", "enqueue_spread": "HSETNX", "found": "HSETNX"}
-ONLY_READS = {"attempt_wait"}
+ONLY_READS = {"attempt_wait", "share"}
 FREES = {"DEL", "HDEL", "ZREM", "SREM"}
 READS = {
+    "LLEN",
+    "ZCARD",
     "GET",
     "HGET",
     "HMGET",
@@ -33,7 +35,10 @@ _STEP = re.compile(r"redis\.call\('([A-Z]+)'|\b([a-z_]+)\(")
 def _functions() -> dict[str, str]:
     """The bodies of lua/lib's functions."""
     found: dict[str, str] = {}
-    for path in ("clock", "dead", "item", "now", "settle", "tried", "waiting", "wake"):
+    for path in (
+        *("back", "clock", "dead", "item", "now", "operator", "settle", "take", "trace", "tried"),
+        *("waiting", "wake"),
+    ):
         text = scripts._read(f"lib/{path}.lua")
         for each in re.finditer(r"local function (\w+)\(.*?\)(.*?)(?=^local function|\Z)", text, re.S | re.M):
             found[each[1]] = each[2]

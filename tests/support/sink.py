@@ -20,12 +20,13 @@ EXTENSIONS = ("PIPELINING", "SIZE 0", "8BITMIME", "ENHANCEDSTATUSCODES")
 class Rule:
     """One scripted misbehaviour; the first rule that applies counts.
 
-    `stage` is where: greeting, ehlo, mail, rcpt, data, content, dot. `match` is a shell pattern: on the recipient (rcpt,
+    `stage` is where: greeting, ehlo, starttls, mail, rcpt, data, content, dot. `match` is a shell pattern: on the recipient (rcpt,
     data, content, dot), the reverse-path (mail), "EHLO" or "HELO" (ehlo), or, everywhere, the endpoint "127.0.0.5:2525".
     `reply` is said instead of the good one; `drop` closes the connection after it, or without a word if there is none;
     `delay_seconds` waits first, the session standing still. `first` limits the rule to the first n times for each thing
-    it matched: greylisting is `Rule("rcpt", reply="450 4.7.1 later", first=1)`. `after_bytes` is for the stage content:
-    the connection is reset when so much has come. `record` at the stage dot: the message is taken nevertheless, as by a
+    it matched: greylisting is `Rule("rcpt", reply="450 4.7.1 later", first=1)`; `skip` lets that many pass before.
+    `after_bytes` is for the stage content: the connection is reset when so much has come; with `delay_seconds` it is read
+    slowly instead, with a pause after each piece. `record` at the stage dot: the message is taken nevertheless, as by a
     host that dies between accepting and saying so.
     """
 
@@ -35,6 +36,7 @@ class Rule:
     drop: bool = False
     delay_seconds: float = 0.0
     first: int = 0
+    skip: int = 0
     after_bytes: int = 0
     record: bool = False
 
@@ -50,7 +52,7 @@ class Received:
     helo: str  # the name after EHLO or HELO: which node sent it
     reverse_path: str
     recipients: list[str]
-    parameters: str  # of MAIL
+    parameters: str  # of MAIL; and "BDAT" when the content came so
     recipient_parameters: list[str]  # of each RCPT
     tls: bool
     problems: list[str]  # what the client did wrong; see sink_server
@@ -69,11 +71,13 @@ class Received:
 
 @frozen
 class Stat:
-    """The sink's counts. `most` is the highest number of simultaneous connections by endpoint and by domain."""
+    """The sink's counts. `now` and `most` are the connections at this moment, and the highest number of simultaneous ones,
+    by endpoint and by domain."""
 
     messages: int
     sessions: int
     connections: dict[str, int]
+    now: dict[str, int]
     most: dict[str, int]
 
 
@@ -91,9 +95,10 @@ class Sink:
         extensions: dict[str, Sequence[str]] | None = None,
         certificate: Path | None = None,
         key: Path | None = None,
+        certificates: dict[str, tuple[Path, Path]] | None = None,
     ) -> None:
         """`keep` stores each content. `extensions` maps an endpoint's host, or "*", to the keywords after EHLO. With
-        `certificate` and `key` (PEM) it offers STARTTLS."""
+        `certificate` and `key` (PEM) it offers STARTTLS; with `certificates`, on these hosts, each with its own."""
         self.port = port or free_port()
         self.hosts = list(hosts)
         self.directory = processes.directory / name
@@ -104,8 +109,10 @@ class Sink:
             "endpoints": [(host, self.port) for host in hosts],
             "keep": keep,
             "extensions": {host if host == "*" else f"{host}:{self.port}": list(offered[host]) for host in offered},
-            "certificate": str(certificate or ""),
-            "key": str(key or ""),
+            "certificates": {
+                **({"*": (str(certificate), str(key))} if certificate else {}),
+                **{f"{host}:{self.port}": [str(file) for file in pair] for host, pair in (certificates or {}).items()},
+            },
         }
         (self.directory / "config.json").write_text(json.dumps(config))
         program = str(Path(__file__).with_name("sink_server.py"))

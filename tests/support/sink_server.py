@@ -40,6 +40,7 @@ class Rule:
         self.drop: bool = fields["drop"]
         self.delay_seconds: float = fields["delay_seconds"]
         self.first: int = fields["first"]
+        self.skip: int = fields["skip"]
         self.after_bytes: int = fields["after_bytes"]
         self.record: bool = fields["record"]
         self.seen: Counter[str] = Counter()
@@ -48,11 +49,12 @@ class Rule:
         hits = [key for key in keys if fnmatch.fnmatchcase(key, self.match)]
         if not hits:
             return False
-        if not self.first:
+        if not self.first and not self.skip:
             return True
         for key in hits:
             self.seen[key] += 1
-        return any(self.seen[key] <= self.first for key in hits)
+        last = self.skip + self.first if self.first else sys.maxsize
+        return any(self.skip < self.seen[key] <= last for key in hits)
 
 
 class Sink:
@@ -63,10 +65,10 @@ class Sink:
         self.endpoints: list[tuple[str, int]] = [tuple(endpoint) for endpoint in config["endpoints"]]
         self.extensions: dict[str, list[str]] = config["extensions"]
         self.keep: bool = config["keep"]
-        self.tls: ssl.SSLContext | None = None
-        if config["certificate"]:
-            self.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self.tls.load_cert_chain(config["certificate"], config["key"])
+        self.contexts: dict[str, ssl.SSLContext] = {}
+        for endpoint, (certificate, key) in config["certificates"].items():
+            context = self.contexts[endpoint] = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, key)
         self.rules: list[Rule] = []
         self.rules_by_stage: dict[str, list[Rule]] = {}
         self.servers: dict[str, asyncio.Server] = {}
@@ -148,6 +150,7 @@ class Sink:
                         "messages": self.number,
                         "sessions": len(self.sessions),
                         "connections": dict(self.connections),
+                        "now": dict(self.now),
                         "most": dict(self.most),
                     }
             writer.write(json.dumps(answer).encode() + b"\n")
@@ -172,6 +175,7 @@ class Session(asyncio.Protocol):
         self.helo = ""
         self.eight_bit_offered = True
         self.tls = False
+        self.context = sink.contexts.get(endpoint, sink.contexts.get("*"))
         self.problems: list[str] = []
         self.dropped: Rule | None = None
         self.reset()
@@ -181,6 +185,9 @@ class Session(asyncio.Protocol):
         self.parameters = ""
         self.recipients: list[str] = []
         self.recipient_parameters: list[str] = []
+        self.chunk: int | None = None
+        self.chunk_is_last = False
+        self.chunks = bytearray()
 
     # -- the connection
 
@@ -210,6 +217,9 @@ class Session(asyncio.Protocol):
         while not self.waiting and not self.transport.is_closing():
             if self.in_content:
                 if not self.take_content():
+                    break
+            elif self.chunk is not None:
+                if not self.take_chunk(self.chunk):
                     break
             else:
                 end = self.buffer.find(b"\r\n")
@@ -247,7 +257,7 @@ class Session(asyncio.Protocol):
 
     def say(self, rule: Rule | None, text: str) -> None:
         if rule is None or rule.reply or not rule.drop:
-            self.out.append(text.encode() + b"\r\n")
+            self.out.append(text.encode("utf-8", "surrogateescape") + b"\r\n")
         if rule is not None and rule.drop:
             self.flush()
             self.transport.close()
@@ -257,6 +267,10 @@ class Session(asyncio.Protocol):
             self.waiting = False
             self.say(rule, text)
             self.advance()
+
+    def read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     # -- the conversation
 
@@ -297,6 +311,9 @@ class Session(asyncio.Protocol):
                 self.in_content = True
                 self.scanned = 0
                 self.buffer[:0] = b"\r\n"  # so that a dot on the first line is found like any other
+        elif verb == "BDAT" and "CHUNKING" in self.offered():
+            words = text.split()
+            self.chunk, self.chunk_is_last = int(words[1]), len(words) > 2
         elif verb == "RSET":
             self.reset()
             self.answer("rset", [self.endpoint], "250 2.0.0 ok")
@@ -306,14 +323,15 @@ class Session(asyncio.Protocol):
             self.out.append(b"221 2.0.0 bye\r\n")
             self.flush()
             self.transport.close()
-        elif verb == "STAR" and self.sink.tls is not None and not self.tls:
-            self.out.append(b"220 2.0.0 go ahead\r\n")
+        elif verb == "STAR" and self.context is not None and not self.tls:
+            if not self.answer("starttls", [self.endpoint], "220 2.0.0 go ahead"):
+                return
             self.flush()
             if self.buffer:
                 self.problems.append("commands in clear behind STARTTLS")
                 self.buffer.clear()
             self.waiting = True
-            self.handshake = asyncio.get_running_loop().create_task(self.start_tls(self.sink.tls))
+            self.handshake = asyncio.get_running_loop().create_task(self.start_tls(self.context))
         else:
             self.out.append(b"500 5.5.1 what?\r\n")
 
@@ -328,7 +346,7 @@ class Session(asyncio.Protocol):
     def offered(self) -> list[str]:
         extensions = self.sink.extensions
         keywords = extensions.get(self.endpoint, extensions["*"])
-        return [*keywords, "STARTTLS"] if self.sink.tls is not None and not self.tls else keywords
+        return [*keywords, "STARTTLS"] if self.context is not None and not self.tls else keywords
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
         try:
@@ -356,7 +374,10 @@ class Session(asyncio.Protocol):
         keys = [*self.recipients, self.endpoint]
         rule = self.sink.rule("content", keys) if self.scanned == 0 else self.dropped
         self.dropped = rule
-        if rule is not None and len(self.buffer) - 2 >= rule.after_bytes:
+        if rule is not None and rule.delay_seconds:
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_later(rule.delay_seconds, self.read_on)
+        elif rule is not None and len(self.buffer) - 2 >= rule.after_bytes:
             self.transport.abort()
             return False
         end = self.buffer.find(b"\r\n.\r\n", max(0, self.scanned - 4))
@@ -367,6 +388,27 @@ class Session(asyncio.Protocol):
         content = bytes(self.buffer[: end + 2]).replace(b"\r\n.", b"\r\n")[2:]
         del self.buffer[: end + 5]
         self.in_content = False
+        self.taken(content)
+        return True
+
+    def take_chunk(self, octets: int) -> bool:
+        """RFC 3030: the octets of BDAT as they are; the message is complete with LAST."""
+        if len(self.buffer) < octets:
+            return False
+        self.chunks += self.buffer[:octets]
+        del self.buffer[:octets]
+        self.chunk = None
+        if self.chunk_is_last:
+            content = bytes(self.chunks)
+            self.parameters = f"{self.parameters} BDAT".strip()
+            self.taken(content)
+        else:
+            self.out.append(b"250 2.0.0 go on\r\n")
+        return True
+
+    def taken(self, content: bytes) -> None:
+        """The message is complete."""
+        keys = [*self.recipients, self.endpoint]
         lines = content.count(b"\r\n")
         if lines != content.count(b"\n") or lines != content.count(b"\r"):
             self.problems.append("bare CR or LF in content")
@@ -394,14 +436,13 @@ class Session(asyncio.Protocol):
         else:
             self.answer("dot", keys, "250 2.0.0 taken", rule)
         self.reset()
-        return True
 
 
 async def serve(config: dict[str, Any]) -> None:
     sink = Sink(config)
     for host, port in sink.endpoints:
         await sink.listen(f"{host}:{port}")
-    server = await asyncio.start_unix_server(sink.control, f"{sink.directory}/control")
+    server = await asyncio.start_unix_server(sink.control, f"{sink.directory}/control", limit=1 << 24)
     await server.serve_forever()
 
 

@@ -6,14 +6,12 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import react
 
+from relaycluster.cli.cluster import endpoint_of
 from relaycluster.cli.doctor.findings import Finding, failed, ok, skipped, warning
 from relaycluster.config import Config
 from relaycluster.store.redis import checks
@@ -56,7 +54,7 @@ def redis(config: Config) -> list[Finding]:
 
 
 async def _ask_redis(config: Config, reactor: Any) -> Any:
-    endpoint, where = _endpoint(config, reactor)
+    endpoint, where = endpoint_of(config, reactor)
     if endpoint is None:
         yield failed("redis", "connection", where)
         return
@@ -93,27 +91,6 @@ async def _ask_redis(config: Config, reactor: Any) -> Any:
         await connection.stop()
     for finding in judge(info, config, difference[0]):
         yield finding
-
-
-def _endpoint(config: Config, reactor: Any) -> tuple[IStreamClientEndpoint | None, str]:
-    """Where the queue's Redis is, and its name; without an endpoint the reason."""
-    target = config.redis.target
-    if target.kind == "tcp":
-        endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, target.host, target.port, timeout=5)
-        if target.tls:
-            from relaycluster.app.settings import tls_for
-
-            endpoint = wrapClientTLS(tls_for(target.host, target.ca_file), endpoint)
-        return endpoint, f"{target.host}:{target.port}"
-    path = target.path
-    if target.kind == "embedded":
-        written = Path(config.node.state_dir) / "redis" / "redis.conf"
-        try:
-            lines = [line.split(" ", 1) for line in written.read_text("utf-8").splitlines() if " " in line]
-        except OSError as error:
-            return None, f"{written}: {error.strerror}; has the node ever run, and may this user read it?"
-        path = dict(lines).get("unixsocket", "")
-    return UNIXClientEndpoint(reactor, path), path
 
 
 def judge(info: Mapping[str, str], config: Config, ahead_seconds: float) -> Iterator[Finding]:

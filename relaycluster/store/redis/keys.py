@@ -33,12 +33,19 @@ SUFFIXES = {
     "PAUSED": b":paused",
     "BACKLOG": b":backlog",
     "COUNTS": b":counts",
+    "REPLIES": b":replies",
+    "ACTS": b":acts",
+    "BOUNCING": b":bouncing",
+    "TRACE": b":trace:",  # slot, or id
+    "TRACES": b":traces",
     "SCHEMA": b":schema",
     "CLOCK": b":clock",
     "MEMBERS": b":members",
     "BEATS": b":beats",
+    "SUSPENDED": b":suspended",
     "RATE": b":rate",
     "SLOTS": b":slots",
+    "WISHES": b":wishes",
     "TRIED": b":tried:",  # subject
 }
 
@@ -62,6 +69,18 @@ def limit_tag(limit: str) -> bytes:
 def subject_digest(subject: str) -> bytes:
     """A subject of `policy/backoff.py` in a key: short, whatever a client sent as its name, which now and then is a password."""
     return hashlib.blake2b(subject.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest().encode()
+
+
+TRACE_BLOCK = 512
+"""The octets of a key of history are counted in blocks of so many."""
+TRACE_OVERHEAD = 320
+"""What a key of history is counted besides: the key itself, its name, its place in `:traces`, and a quarter of a block."""
+
+
+def trace_name(identifier: str, attempts: int) -> bytes:
+    """Where an item's history goes: that of a first attempt together with others of its time, in one key that many share; what comes
+    later under the item's own name, so that it stays while the item does."""
+    return identifier.encode() if attempts else identifier[:DONE_SLOT_LENGTH].encode()
 
 
 def done_slot(identifier: str) -> bytes:

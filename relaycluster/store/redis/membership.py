@@ -109,15 +109,17 @@ class RedisMembership:
         def read(answer: list[Any]) -> Snapshot | None:
             if answer[0] == b"over":
                 return None
-            version, following, offset, time_ms, cluster = answer[1:6]
+            version, following, offset, time_ms, cluster, suspensions = answer[1:7]
             if cluster is None:  # emptied under us: the schema is gone, so begin anew
                 return None
             self.redis_time_ms = int(time_ms)
             members = sorted(
-                (codec.unpack_member(int(n), data) for n, data in zip(answer[6::2], answer[7::2], strict=True)),
+                (codec.unpack_member(int(n), data) for n, data in zip(answer[7::2], answer[8::2], strict=True)),
                 key=lambda each: each.incarnation,
             )
-            return Snapshot(int(version), int(following), tuple(members), int(offset), cluster.decode())
+            return Snapshot(
+                int(version), int(following), tuple(members), int(offset), cluster.decode(), int(suspensions)
+            )
 
         return result.addCallback(read)
 

@@ -20,7 +20,7 @@ from relaycluster.interfaces import (
     Settled,
     Tally,
 )
-from relaycluster.mail import queue_id
+from relaycluster.mail import history, queue_id
 from relaycluster.mail.item import Claim, Item, Notice
 from relaycluster.policy.cluster import Ownership, Snapshot
 from relaycluster.policy.ring import partition_of
@@ -33,6 +33,8 @@ CHUNK_TTL_SECONDS = 3600
 """A content that is being received may take this long (the longest transaction is far shorter)."""
 BODY_WITH_CLAIM = 256 * 1024
 """Larger heads do not come along with a claim."""
+SHORT_REPLY = 200
+"""Of a domain's last reply so many characters are shown."""
 MOST_POLLED = 50
 """So many domains of a partition are looked at in one poll."""
 
@@ -40,12 +42,14 @@ MOST_POLLED = 50
 @frozen
 class QueueSettings:
     """`partitions` as the cluster was founded with; `done_retention_ms` how long a settled id is remembered; `grace_ms` how long
-    work that its maker does itself is left alone by the owner; `deaths_that_hold` dead holders that make an item held."""
+    work that its maker does itself is left alone by the owner; `deaths_that_hold` dead holders that make an item held; `traces`: a history
+    of attempts is kept."""
 
     partitions: int = 1024
     done_retention_ms: int = 30 * 60_000
     grace_ms: int = 5000
     deaths_that_hold: int = 5
+    traces: bool = True
 
 
 def alive_text(snapshot: Snapshot) -> bytes:
@@ -77,6 +81,7 @@ class RedisQueue:
         self._offset_ms = b"0"
         self._ahead_ms = 0
         self.partitions = settings.partitions
+        self.traces = settings.traces
         self.on_unreadable: Callable[[str, str], None] = lambda _identifier, _reason: None
         self._enqueue = script("enqueue")
         self._finish = script("finish")
@@ -87,6 +92,11 @@ class RedisQueue:
         """A beat told: queue time is `offset_ms` ahead of Redis TIME, and `ahead_ms` ahead of our wall clock."""
         self._offset_ms = b"%d" % offset_ms
         self._ahead_ms = ahead_ms
+
+    @property
+    def offset_ms(self) -> bytes:
+        """What queue time is ahead of Redis TIME, as the scripts are given it."""
+        return self._offset_ms
 
     def now_ms(self) -> int:
         return self._time_ms() + self._ahead_ms
@@ -167,6 +177,8 @@ class RedisQueue:
             keys.done_field(message),
             first.chunks,
             self._grace,
+            keys.trace_name(message, 0),
+            self._spread_record(message, items) if self.traces else b"",
             *parts,
         )
 
@@ -175,6 +187,10 @@ class RedisQueue:
                 raise QueueUnavailable("pieces of the content are missing")
 
         return result.addCallback(check)
+
+    def _spread_record(self, message: str, items: Sequence[Item]) -> bytes:
+        where = [(int(_part(item)), partition_of(item.domain, self.partitions), item.domain) for item in items]
+        return history.pack_spread(message, history.Spread(items[0].arrived_ms, tuple(where)))
 
     def spread_done(self, message_id: str) -> Deferred[None]:
         home = keys.partition_tag(queue_id.partition(message_id))
@@ -199,7 +215,9 @@ class RedisQueue:
 
     # Holding
 
-    def claim(self, owner: Ownership, domain: str, limit: int, number: int) -> Deferred[Sequence[Claim]]:
+    def claim(
+        self, owner: Ownership, domain: str, limit: int, number: int, normal_first: int = 0, bulk_first: int = 0
+    ) -> Deferred[Sequence[Claim]]:
         result = self._redis.run(
             script("claim"),
             keys.partition_tag(owner.partition),
@@ -209,6 +227,8 @@ class RedisQueue:
             limit,
             number,
             BODY_WITH_CLAIM,
+            normal_first,
+            bulk_first,
         )
         return result.addCallback(self._claimed, owner.partition)
 
@@ -217,16 +237,23 @@ class RedisQueue:
             raise NotOwner(f"partition {partition} has another owner")
         claims = []
         for at in range(1, len(answer), 5):
-            identifier, token, packed, body, note = answer[at : at + 5]
-            try:
-                item = codec.unpack_item(packed)
-                content = codec.unpack_content(body) if body else None
-            except Exception as error:  # a newer release's, or damaged: the others of the batch must not suffer
-                self.on_unreadable(identifier.decode("ascii", "replace"), str(error))
-                self._set_aside(partition, identifier, token).addErrback(lambda failure: failure.trap(QueueError))
-                continue
-            claims.append(Claim(item, partition, token, content, _notes(note, item)))
+            claim = self.claim_of(partition, *answer[at : at + 5])
+            if claim is not None:
+                claims.append(claim)
         return claims
+
+    def claim_of(
+        self, partition: int, identifier: bytes, token: bytes, packed: bytes, body: bytes | None, note: bytes | None
+    ) -> Claim | None:
+        """A claimed item as a script gave it; one that can not be read is set aside, and is None."""
+        try:
+            item = codec.unpack_item(packed)
+            content = codec.unpack_content(body) if body else None
+        except Exception as error:  # a newer release's, or damaged: the others of the batch must not suffer
+            self.on_unreadable(identifier.decode("ascii", "replace"), str(error))
+            self._set_aside(partition, identifier, token).addErrback(lambda failure: failure.trap(QueueError))
+            return None
+        return Claim(item, partition, token, content, _notes(note, item))
 
     def unclaim(self, owner: Ownership, number: int, limit: int) -> Deferred[None]:
         tag = keys.partition_tag(owner.partition)
@@ -250,7 +277,7 @@ class RedisQueue:
 
         return self._redis.request(b"GET", keys.key(tag, "BODY", rest.encode())).addCallback(unpack)
 
-    def finish(self, claim: Claim, delivered: bool, notice: Notice | None) -> Deferred[Settled]:
+    def finish(self, claim: Claim, delivered: bool, notice: Notice | None, attempts: bytes = b"") -> Deferred[Settled]:
         item = claim.item
         identifier = item.id
         return self._redis.run(
@@ -267,9 +294,13 @@ class RedisQueue:
             notice.item.id if notice else b"",
             codec.pack_notice(notice) if notice else b"",
             self._grace,
+            keys.trace_name(identifier, item.attempts),
+            attempts if self.traces else b"",
         ).addCallback(self._settled)
 
-    def defer(self, claim: Claim, item: Item, delay_ms: int, notice: Notice | None) -> Deferred[Settled]:
+    def defer(
+        self, claim: Claim, item: Item, delay_ms: int, notice: Notice | None, attempts: bytes = b""
+    ) -> Deferred[Settled]:
         note = "\n".join(claim.delivered).encode("utf-8", "surrogateescape")
         return self._redis.run(
             script("defer"),
@@ -287,6 +318,9 @@ class RedisQueue:
             self._grace,
             note,
             self._for_waiting(claim),
+            keys.trace_name(item.id, 1),
+            attempts if self.traces else b"",
+            item.last_reply[:SHORT_REPLY].encode("utf-8", "surrogateescape"),
         ).addCallback(self._settled)
 
     def _for_waiting(self, claim: Claim) -> bytes:

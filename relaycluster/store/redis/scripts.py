@@ -23,6 +23,10 @@ CONSTANTS = {
     **{name: f"'{suffix.decode()}'" for name, suffix in keys.SUFFIXES.items()},
     "SPREAD_WORK": f"'{lifecycle.SPREAD_WORK}'",
     "NOTICE_WORK": f"'{lifecycle.NOTICE_WORK}'",
+    "OPERATOR_WORK": f"'{lifecycle.OPERATOR_WORK}'",
+    "TRACE_OVERHEAD": str(keys.TRACE_OVERHEAD),
+    "TRACE_BLOCK": str(keys.TRACE_BLOCK),
+    "SLOT_LENGTH": str(keys.DONE_SLOT_LENGTH),
     "WAKE_CHANNEL": f"'{keys.WAKE_CHANNEL.decode()}'",
     "MEMBERSHIP_CHANNEL": f"'{keys.MEMBERSHIP_CHANNEL.decode()}'",
 }

@@ -42,3 +42,13 @@ class RedisThrottle:
             snapshot.next_incarnation,
             alive_text(snapshot),
         )
+
+    def share(self, limit: str, incarnation: int, maximum: int, snapshot: Snapshot) -> Deferred[int]:
+        return self._redis.run(
+            script("share"),
+            keys.limit_tag(limit),
+            incarnation,
+            maximum,
+            snapshot.next_incarnation,
+            alive_text(snapshot),
+        )

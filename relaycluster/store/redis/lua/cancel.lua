@@ -4,7 +4,7 @@
 -- ARGV: 1 offset_ms  2 id  3 done slot  4 done field  5 retention_ms  6 chunks  7 owner text ('' for no direct lease)
 -- Result: 'done', or 'held' when somebody has claimed it meanwhile
 -- First write: HDEL, or ZREM, or DEL.
--- needs: now item waiting settle
+-- needs: now item waiting take settle
 local K, id = KEYS[1], ARGV[2]
 local packed = redis.call('GET', K .. ITEM .. id)
 if packed then
@@ -12,11 +12,8 @@ if packed then
   if token then
     if ARGV[7] == '' or string.sub(token, 1, #ARGV[7] + 1) ~= ARGV[7] .. ':' then return 'held' end
     redis.call('HDEL', K .. LEASED, id)
-  elseif redis.call('ZREM', K .. HELD, id) == 0 then
-    local domain = item_domain(packed)
-    redis.call('ZREM', K .. DUE .. item_class(packed) .. ':' .. domain, id)
-    remove_waiting(K, {id}, domain, item_size(packed))
-    reindex(K, domain, now(ARGV[1]))
+  elseif redis.call('ZREM', K .. HELD, id) + redis.call('ZREM', K .. BOUNCING, id) == 0 then
+    take_waiting(K, id, packed, now(ARGV[1]))
   end
 end
 forget(K, id, tonumber(ARGV[6]))

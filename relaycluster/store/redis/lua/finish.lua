@@ -2,9 +2,10 @@
 -- KEYS: 1 partition tag
 -- ARGV: 1 offset_ms  2 id  3 token  4 done slot  5 done field  6 retention_ms  7 chunks to drop here
 --       8 '1' when every recipient was delivered (a fact, even from a stale holder)  9 notice id or ''  10 notice  11 grace_ms
+--       12 trace name  13 attempts for the history ('' for none)
 -- Result: 'done' or 'stale'
 -- First write: HDEL (ZREM for a stale holder's fact).
--- needs: now item waiting settle
+-- needs: now item waiting take settle trace
 local K, id = KEYS[1], ARGV[2]
 local token = redis.call('HGET', K .. LEASED, id)
 if token == ARGV[3] then
@@ -21,14 +22,12 @@ else
     redis.call('HSET', K .. NOTES, id, '*')
     return 'stale'
   end
-  local domain, held = item_domain(packed), redis.call('ZREM', K .. HELD, id)
-  if held == 0 then
-    redis.call('ZREM', K .. DUE .. item_class(packed) .. ':' .. domain, id)
-    remove_waiting(K, {id}, domain, item_size(packed))
-    reindex(K, domain, now(ARGV[1]))
+  if redis.call('ZREM', K .. HELD, id) + redis.call('ZREM', K .. BOUNCING, id) == 0 then
+    take_waiting(K, id, packed, now(ARGV[1]))
   end
 end
 forget(K, id, tonumber(ARGV[7]))
 remember(K, ARGV[4], ARGV[5], ARGV[6])
 if ARGV[9] ~= '' then owe(K, ARGV[9], ARGV[10], now(ARGV[1]) + ARGV[11]) end
+if ARGV[13] ~= '' then add_trace(K, ARGV[12], ARGV[13], ARGV[1]) end
 return 'done'

@@ -3,13 +3,12 @@
 -- ARGV: 1 id  2 token
 -- Result: 'done' or 'stale'
 -- First write: HDEL.
--- needs: item waiting wake
+-- needs: item waiting back wake
 local K, id = KEYS[1], ARGV[1]
 if redis.call('HGET', K .. LEASED, id) ~= ARGV[2] then return 'stale' end
 redis.call('HDEL', K .. LEASED, id)
 local packed = redis.call('GET', K .. ITEM .. id)
 if not packed then return 'stale' end
 local due = tonumber(string.match(ARGV[2], ':(%d+)$'))
-local domain = item_domain(packed)
-if add_waiting(K, id, item_class(packed), domain, due, item_size(packed)) then wake(K, domain) end
+if give_back(K, id, packed, due) then wake(K, item_domain(packed)) end
 return 'done'

@@ -3,7 +3,7 @@
 -- ARGV: 1 offset_ms  2 owner text  3 next incarnation  4 living incarnations ',1,5,'  5 deaths that hold an item
 -- Result: {'lost'}; or {'ok', id, '1' if held else '0', ...}
 -- First write: HDEL.
--- needs: now dead item waiting
+-- needs: now dead item waiting back
 local K = KEYS[1]
 if redis.call('GET', K .. OWNER) ~= ARGV[2] then return {'lost'} end
 local result = {'ok'}
@@ -22,9 +22,9 @@ for n = 1, #leased, 2 do
       local held = deaths >= tonumber(ARGV[5])
       if held then
         redis.call('ZADD', K .. HELD, now(ARGV[1]), id)
+        redis.call('HDEL', K .. NOTES, '!' .. id)
       else
-        local due = tonumber(string.match(token, ':(%d+)$'))
-        add_waiting(K, id, item_class(packed), item_domain(packed), due, item_size(packed))
+        give_back(K, id, packed, tonumber(string.match(token, ':(%d+)$')))
       end
       result[#result + 1] = id
       result[#result + 1] = held and '1' or '0'

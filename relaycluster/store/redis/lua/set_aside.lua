@@ -7,5 +7,6 @@
 local K, id = KEYS[1], ARGV[2]
 if redis.call('HGET', K .. LEASED, id) ~= ARGV[3] then return 'stale' end
 redis.call('HDEL', K .. LEASED, id)
+redis.call('HDEL', K .. NOTES, '!' .. id)
 if redis.call('EXISTS', K .. ITEM .. id) == 1 then redis.call('ZADD', K .. HELD, now(ARGV[1]), id) end
 return 'done'

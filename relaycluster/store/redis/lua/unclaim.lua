@@ -3,7 +3,7 @@
 -- ARGV: 1 owner text of the claim  2 its first number  3 how many it asked for
 -- Result: how many waited for this
 -- First write: HDEL.
--- needs: item waiting wake
+-- needs: item waiting back wake
 local K, count = KEYS[1], 0
 local first, last = tonumber(ARGV[2]), ARGV[2] + ARGV[3] - 1
 local leased = redis.call('HGETALL', K .. LEASED)
@@ -13,8 +13,7 @@ for n = 1, #leased, 2 do
     redis.call('HDEL', K .. LEASED, leased[n])
     local packed = redis.call('GET', K .. ITEM .. leased[n])
     if packed then
-      local domain = item_domain(packed)
-      if add_waiting(K, leased[n], item_class(packed), domain, tonumber(due), item_size(packed)) then wake(K, domain) end
+      if give_back(K, leased[n], packed, tonumber(due)) then wake(K, item_domain(packed)) end
       count = count + 1
     end
   end

@@ -2,7 +2,7 @@
 local function forget(K, id, chunks)
   redis.call('DEL', K .. ITEM .. id, K .. BODY .. id)
   for n = 1, chunks do redis.call('DEL', K .. BODY .. id .. ':' .. n) end
-  redis.call('HDEL', K .. NOTES, id)
+  redis.call('HDEL', K .. NOTES, id, '!' .. id)
 end
 
 local function remember(K, slot, field, retention_ms)

@@ -19,6 +19,7 @@ local function reindex(K, domain, now_ms)
   end
   if not next_due then
     redis.call('ZREM', K .. INDEX, domain)
+    redis.call('HDEL', K .. REPLIES, domain)
     return
   end
   local until_ms = redis.call('HGET', K .. PAUSED, domain)

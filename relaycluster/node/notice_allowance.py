@@ -1,0 +1,32 @@
+"""Whether one more notice may go to a sender's domain, counted over the whole cluster (`policy/notices.py`)."""
+
+from __future__ import annotations
+
+from relaycluster.interfaces import IThrottle, QueueError
+from relaycluster.mail.address import Address
+from relaycluster.policy.notices import limit_of, why_dropped
+from relaycluster.policy.rate import Rate
+
+
+class NoticeAllowance:
+    """Spends `delivery.notices_per_sender`; with `rate` None there is no limit."""
+
+    def __init__(self, throttle: IThrottle, rate: Rate | None) -> None:
+        self._throttle = throttle
+        self._rate = rate
+
+    def use(self, rate: Rate | None) -> None:
+        """Another limit, from the next notice on."""
+        self._rate = rate
+
+    async def refusal(self, reverse_path: Address) -> str:
+        """Why no notice may be sent to this sender now; empty when one may, which is counted then. When the count can not be had,
+        the notice is sent: that a sender hears of a failure matters more."""
+        rate = self._rate
+        if rate is None:
+            return ""
+        try:
+            wait_us = await self._throttle.spend(limit_of(reverse_path), rate.interval_ns, rate.burst, 1)
+        except QueueError:
+            return ""
+        return why_dropped(rate) if wait_us else ""

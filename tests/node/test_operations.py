@@ -1,0 +1,209 @@
+"""What an owner does for the operator: acts are told, bounces settled, resumed domains let go; and the history that settling writes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import evolve
+from twisted.trial.unittest import SynchronousTestCase
+
+from relaycluster.mail.address import NULL
+from relaycluster.mail.history import Attempt, Via
+from relaycluster.mail.item import Claim
+from relaycluster.mail.outcome import Deferred, Delivered, Failed, Stage
+from relaycluster.mail.reply import Reply
+from relaycluster.node.operations import Operations
+from relaycluster.node.settle import Settlement
+from relaycluster.policy.lifecycle import OPERATOR_WORK
+from relaycluster.policy.suspension import Suspension, Suspensions
+from relaycluster.store.memory_operator import MemoryOperator
+from tests.node.test_settle import RETRY
+from tests.node.world import World, counting, result, run
+
+OK = Reply.of(250, "2.0.0", "queued as X")
+LATER = Reply.of(451, "4.7.1", "later")
+
+
+class OperationsTest(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.world = world = World()
+        self.operator = MemoryOperator(world.cluster, world.queue)  # type: ignore[arg-type]
+        self.settlement = Settlement(
+            world.clock, world.queue, world.metrics, world.log, RETRY, "us.example", lambda: 0.5
+        )
+        self.owner = world.own()
+        self.taken: list[Claim] = []
+        self.settled: list[Claim] = []
+        self.settlement.on_settled = self.settled.append
+        self.operations = Operations(
+            world.queue,
+            self.operator,
+            self.settlement,
+            world.log,
+            lambda number: self.owner if number == self.owner.partition else None,
+            counting(),
+            self.taken.append,
+            lambda domain: f"limit of {domain}",
+            lambda: 0.5,
+        )
+
+    def look(self) -> None:
+        run(self.operations.look_at(self.owner.partition))
+
+    def queued(self, **changes: Any) -> Any:
+        item = evolve(self.world.item(recipients=2), **changes)
+        result(self.world.queue.enqueue(item, b"Subject: x\r\n\r\nbody\r\n", None))
+        return item
+
+    def records(self, item_id: str) -> list[Any]:
+        return [record for _, record in result(self.operator.trace(item_id))]
+
+    # Acts
+
+    def test_acts_are_told_once(self) -> None:
+        """Who, what and why, in their order; when that was, not when it is told; and then no more."""
+        item = self.queued()
+        result(self.operator.hold(item.id, "alice@console", "why\nnot"))
+        result(self.operator.release(item.id, "bob@console", ""))
+        self.look()
+        self.look()
+        told = self.world.events("operator_acted")
+        self.assertEqual(
+            [(each["verb"], each["subject"], each["who"]) for each in told],
+            [("hold", item.id, "alice@console"), ("release", item.id, "bob@console")],
+        )
+        self.assertEqual((told[0]["why"], told[0]["at"]), ("why\nnot", "2023-11-14T22:13:20Z"))
+        self.assertNotIn(OPERATOR_WORK, self.world.partition().index())
+
+    def test_a_bounce(self) -> None:
+        """It fails for all its recipients, with the reason; its sender gets a notice; it counts as in hand until it is settled."""
+        item = self.queued()
+        result(self.operator.bounce(item.id, "alice", "the list was wrong"))
+        self.look()
+        self.assertNotIn(item.id, self.world.partition().items)
+        self.assertEqual(len(self.taken), 1)
+        self.assertEqual(self.settled, self.taken)
+        failed = self.world.events("failed")
+        self.assertEqual({each["recipients"][0] for each in failed}, {"r0@example.com", "r1@example.com"})
+        self.assertIn("gave the message up: the list was wrong", failed[0]["reply"])
+        (notice,) = self.world.events("notice_queued")
+        self.assertEqual(notice["to"], "s@example.net")
+        self.assertEqual([type(each).__name__ for each in self.records(item.id)], ["Act", "Attempt"])
+
+    def test_a_bounce_of_a_notice_tells_nobody(self) -> None:
+        """Its reverse-path is null."""
+        item = self.queued()
+        self.world.partition().items[item.id] = evolve(item, envelope=evolve(item.envelope, reverse_path=NULL))
+        result(self.operator.bounce(item.id, "alice", ""))
+        self.look()
+        self.assertEqual(self.world.events("notice_queued"), [])
+        self.assertEqual(len(self.world.events("notice_dropped")), 1)
+
+    def test_a_bounce_after_a_stale_delivery(self) -> None:
+        """Recipients that a former holder reached do not fail; when these are all, nothing does."""
+        for reached, failures in ((1, 1), (2, 0)):
+            self.world.lines.clear()
+            item = self.queued()
+            (claim,) = result(self.world.queue.claim(self.owner, "example.com", 5, 1))
+            result(self.operator.hold(item.id, "alice", ""))
+            result(self.world.queue.note(claim, [f"r{n}@example.com" for n in range(reached)]))
+            result(self.operator.bounce(item.id, "alice", ""))
+            self.look()
+            self.assertNotIn(item.id, self.world.partition().items)
+            self.assertEqual(len(self.world.events("failed")), failures)
+
+    def test_not_ours(self) -> None:
+        """Who is not the owner any more settles nothing."""
+        item = self.queued()
+        result(self.operator.bounce(item.id, "alice", ""))
+        self.world.partition().release(self.owner)
+        self.world.own(incarnation=2)
+        self.look()
+        self.assertIn(item.id, self.world.partition().bouncing)
+
+    # Suspensions
+
+    def test_resumed_domains_come_back(self) -> None:
+        """Those that the suspension kept back, whether by name, suffix or limit, some seconds apart; others stay paused."""
+        self.queued()
+        now = self.world.queue.now_ms()
+        for subject, comes_back in (
+            ("example.com", True),
+            ("*.com", True),
+            ("limit of example.com", True),
+            ("example.org", False),
+        ):
+            result(self.world.queue.pause(self.owner, "example.com", 900_000))
+            before = Suspensions.build([Suspension(subject, 0, now - 5)])
+            after = Suspensions.build([Suspension(subject, now, now, "bob", "mended")])
+            result(self.operations.changed(before, after, [self.owner.partition]))
+            left = self.world.partition().paused["example.com"] - now
+            self.assertEqual(left, 5000 if comes_back else 900_000, subject)
+        told = self.world.events("delivery_resumed")
+        self.assertEqual((told[0]["subject"], told[0]["who"], told[0]["why"]), ("example.com", "bob", "mended"))
+
+    def test_what_begins_is_told(self) -> None:
+        """With how long it still lasts."""
+        now = self.world.queue.now_ms()
+        found = Suspensions.build(
+            [Suspension("example.com", now + 60_000, now, "alice", "listed"), Suspension("*", 0, now)]
+        )
+        result(self.operations.changed(Suspensions(), found, []))
+        told = self.world.events("delivery_suspended")
+        self.assertEqual(
+            [(each["subject"], each["seconds"], each["why"]) for each in told],
+            [("example.com", 60, "listed"), ("*", 0, "")],
+        )
+
+    def test_the_share_of_the_history(self) -> None:
+        """What is over our part of the memory leaves, when the janitor says so."""
+        item = self.queued()
+        result(self.operator.hold(item.id, "alice", ""))
+        run(self.operations.trim([self.owner.partition]))
+        self.assertEqual(self.records(item.id), [])
+
+    # History
+
+    def test_the_plain_way(self) -> None:
+        """One attempt, with how it was reached."""
+        claim = self.world.claimed(self.world.item())
+        via = Via("mx.example.com", "192.0.2.1:25", "TLSv1.3 X", "192.0.2.9")
+        self.settlement.delivered(claim, claim.item.envelope.recipients, (Delivered(OK, "mx.example.com"),), via, 0.25)
+        (attempt,) = self.records(claim.item.id)
+        self.assertEqual(
+            (attempt.via, attempt.result, attempt.seconds, attempt.reply), (via, "delivered", 0.25, str(OK))
+        )
+
+    def test_several_hosts(self) -> None:
+        """What was tried before stands before what came of it, once, though the first write was lost."""
+        claim = self.world.claimed(self.world.item())
+        first, second = Via("mx1.example.com", "192.0.2.1:25"), Via("mx2.example.com", "192.0.2.2:25")
+        self.settlement.tried.add(claim, first, Deferred(LATER, Stage.CONNECT, "mx1.example.com"), 0.1)
+        self.world.queue.losing.add("finish")
+        self.settlement.delivered(claim, claim.item.envelope.recipients, (Delivered(OK),), second, 0.2)
+        self.world.queue.losing.clear()
+        self.world.advance(1)
+        self.assertEqual(
+            [(each.via, each.result) for each in self.records(claim.item.id)],
+            [(first, "deferred"), (second, "delivered")],
+        )
+
+    def test_outcomes_alone(self) -> None:
+        """Where no attempt was told, the outcomes say what they know, each with its recipients when they differ."""
+        claim = self.world.claimed(self.world.item(recipients=2))
+        one, two = claim.item.envelope.recipients
+        deferred, failed = Deferred(LATER, Stage.RCPT, "mx"), Failed(Reply.of(550, "5.1.1", "no"), Stage.RCPT, "mx")
+        self.settlement.settle(claim, [(one, deferred), (two, failed)])
+        found = [each for each in self.records(claim.item.id) if isinstance(each, Attempt)]
+        self.assertEqual(
+            [(each.result, each.recipients, each.via.host) for each in found],
+            [("deferred", (one.text,), "mx"), ("failed", (two.text,), "mx")],
+        )
+
+    def test_switched_off(self) -> None:
+        """Nothing is packed where nothing is kept."""
+        self.world.queue._store.traces = False
+        claim = self.world.claimed(self.world.item())
+        self.settlement.tried.add(claim, Via("mx"), Deferred(LATER, Stage.RCPT), 0.1)
+        self.settlement.delivered(claim, claim.item.envelope.recipients, (Delivered(OK),))
+        self.assertEqual(self.records(claim.item.id), [])
