@@ -8,22 +8,20 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import click
 from attrs import field, frozen
 from rich.console import Console
-from twisted.internet.defer import Deferred, TimeoutError
-from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
 from relaycluster import config
+from relaycluster.cli.connection import connected
 from relaycluster.config import Config
 from relaycluster.interfaces import IMXResolver, IOperator, IQueue, ISuspensions, QueueError
 from relaycluster.store.redis import keys
-from relaycluster.store.redis.connection import Credentials, LeanProtocol, RedisConnection, RedisRefused
+from relaycluster.store.redis.connection import LeanProtocol, RedisConnection, RedisRefused
 from relaycluster.store.redis.membership import SCHEMA_VERSION
 from relaycluster.store.redis.operator import RedisOperator
 from relaycluster.store.redis.queue import QueueSettings, RedisQueue
@@ -126,9 +124,6 @@ def _run(body: Callable[[Cluster], Awaitable[Answer]], path: str | None, url: st
 
 
 async def _with_cluster(reactor: Any, read: Config, body: Callable[[Cluster], Awaitable[Answer]]) -> Answer:
-    endpoint, where = endpoint_of(read, reactor)
-    if endpoint is None:
-        raise RedisRefused(where)
     partitions: list[int] = []
 
     async def approve(protocol: LeanProtocol) -> None:
@@ -136,32 +131,13 @@ async def _with_cluster(reactor: Any, read: Config, body: Callable[[Cluster], Aw
             await protocol.request("SELECT", read.redis.target.database)
         version, number = await protocol.request("HMGET", keys.key(keys.CLUSTER, "SCHEMA"), "version", "partitions")
         if number is None:
-            raise RedisRefused(f"there is no cluster in the Redis at {where}: no node has been started with it")
+            raise RedisRefused("there is no cluster in this Redis: no node has been started with it")
         if int(version) != SCHEMA_VERSION:
             raise RedisRefused(f"the queue has schema version {int(version)}, this command knows {SCHEMA_VERSION}")
         partitions.append(int(number))
 
-    target = read.redis.target
-    connection = RedisConnection(reactor, endpoint, Credentials(target.username, target.password), approve)
-    refusals: list[str] = []
-    ready = connection.when_ready()
-
-    def refused(reason: str) -> None:
-        refusals.append(reason)
-        ready.cancel()
-
-    connection.on_refused = refused
-    ready.addTimeout(CONNECT_SECONDS, reactor)
-    connection.start()
+    connection = await connected(read, reactor, approve, CONNECT_SECONDS)
     try:
-        try:
-            await ready
-        except Exception as error:  # a timeout, or our own cancel
-            if not isinstance(error, TimeoutError) and not refusals:
-                raise
-            raise RedisRefused(
-                refusals[0] if refusals else f"no Redis answers at {where} ({connection.refusal})"
-            ) from None
         settings = QueueSettings(
             partitions[-1], int(read.redis.done_retention * 1000), traces=read.redis.trace_memory > 0
         )
@@ -179,27 +155,6 @@ async def _set_clock(connection: RedisConnection, queue: RedisQueue) -> None:
     seconds, microseconds = await connection.request("TIME")
     now = int(seconds) * 1000 + int(microseconds) // 1000
     queue.set_clock(offset, now + offset - int(_wall_clock() * 1000))
-
-
-def endpoint_of(read: Config, reactor: Any) -> tuple[IStreamClientEndpoint | None, str]:
-    """Where the queue's Redis is, and its name; without an endpoint the reason."""
-    target = read.redis.target
-    if target.kind == "tcp":
-        endpoint: IStreamClientEndpoint = HostnameEndpoint(reactor, target.host, target.port, timeout=5)
-        if target.tls:
-            from relaycluster.app.settings import tls_for
-
-            endpoint = wrapClientTLS(tls_for(target.host, target.ca_file), endpoint)
-        return endpoint, f"{target.host}:{target.port}"
-    path = target.path
-    if target.kind == "embedded":
-        written = Path(read.node.state_dir) / "redis" / "redis.conf"
-        try:
-            lines = [line.split(" ", 1) for line in written.read_text("utf-8").splitlines() if " " in line]
-        except OSError as error:
-            return None, f"{written}: {error.strerror}; has the node ever run, and may this user read it?"
-        path = dict(lines).get("unixsocket", "")
-    return UNIXClientEndpoint(reactor, path), path
 
 
 def _who() -> str:

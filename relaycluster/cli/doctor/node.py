@@ -11,11 +11,12 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
 
-from relaycluster.cli.cluster import endpoint_of
+from relaycluster.cli.connection import connected
 from relaycluster.cli.doctor.findings import Finding, failed, ok, skipped, warning
 from relaycluster.config import Config
+from relaycluster.interfaces import QueueUnavailable
 from relaycluster.store.redis import checks
-from relaycluster.store.redis.connection import Credentials, LeanProtocol, RedisConnection
+from relaycluster.store.redis.connection import LeanProtocol, RedisRefused
 
 REDIS_SECONDS = 10.0
 CLOCK_SECONDS = 2.0
@@ -54,10 +55,6 @@ def redis(config: Config) -> list[Finding]:
 
 
 async def _ask_redis(config: Config, reactor: Any) -> Any:
-    endpoint, where = endpoint_of(config, reactor)
-    if endpoint is None:
-        yield failed("redis", "connection", where)
-        return
     info: dict[str, str] = {}
     difference: list[float] = []
 
@@ -67,28 +64,15 @@ async def _ask_redis(config: Config, reactor: Any) -> Any:
         seconds, microseconds = await protocol.request("TIME")
         difference.append(int(seconds) + int(microseconds) / 1e6 - _wall_clock())
 
-    target = config.redis.target
-    connection = RedisConnection(reactor, endpoint, Credentials(target.username, target.password), approve)
-    refusals: list[str] = []
-    ready = connection.when_ready()
-
-    def refused(reason: str) -> None:
-        refusals.append(reason)
-        ready.cancel()
-
-    connection.on_refused = refused
-    ready.addTimeout(REDIS_SECONDS, reactor)
-    connection.start()
     try:
-        await ready
-    except Exception:  # a timeout, or our own cancel
-        if refusals:
-            yield failed("redis", "durability", refusals[0])
-        else:
-            yield failed("redis", "connection", f"{where}: {connection.refusal}")
+        connection = await connected(config, reactor, approve, REDIS_SECONDS)
+    except QueueUnavailable as error:
+        yield failed("redis", "connection", str(error))
         return
-    finally:
-        await connection.stop()
+    except RedisRefused as error:
+        yield failed("redis", "durability", str(error))
+        return
+    await connection.stop()
     for finding in judge(info, config, difference[0]):
         yield finding
 
