@@ -21,7 +21,8 @@ from tests.support.sink import Rule, Sink
 GOOD, SILENT, LATER = 900, 50, 50
 PAIRS = scaled(3, 5)
 MESSAGES = scaled(2_700, 9_000)
-KEPT = 0.85
+KEPT = scaled(0.6, 0.85)
+"""Three short pairs beside other tests show the gross; five long ones, with the machine to themselves, what is promised."""
 GOOD_HOST, SILENT_HOST = "127.0.0.11", "127.0.0.12"
 
 
@@ -91,8 +92,8 @@ def rate(cluster: Cluster, name: str, mx: Sink, with_bad: bool) -> float:
     ended = max(message.at for message in mx.messages() if of_run(message.load_id, load.run))
     if with_bad:
         trouble.stop()
-        metric = node.metric("delivery_connections", state="connecting")
-        assert metric >= 10, f"only {metric} connections hang: this shows nothing"
+        hanging = mx.stat().most[f"{SILENT_HOST}:{mx.port}"]
+        assert hanging >= SILENT, f"at most {hanging} connections hung at once: this shows nothing"
     node.kill()
     return MESSAGES / (ended - began)
 
