@@ -49,7 +49,7 @@ from relaycluster.node.partitions import Partitions
 from relaycluster.node.routes import Routes
 from relaycluster.node.settle import Settlement
 from relaycluster.policy.cluster import Member, Snapshot
-from relaycluster.policy.suspension import Suspensions
+from relaycluster.policy.suspension import Suspensions, subject_of
 from relaycluster.store.redis import checks, embedded, keys
 from relaycluster.store.redis.attempts import RedisAttempts
 from relaycluster.store.redis.connection import (
@@ -364,7 +364,8 @@ class Node(Service):
     def _suspend(self, limit: str, seconds: float, reason: str) -> None:
         """A host asked for it: in the whole cluster."""
         who = f"reply rule at {self._config.node.id}"
-        said = self._suspensions.suspend(limit, seconds, who, reason[:LONGEST_REASON], at_least=True)
+        subject = subject_of(limit, self._table.limit_names())
+        said = self._suspensions.suspend(subject, seconds, who, reason[:LONGEST_REASON], at_least=True)
         said.addErrback(lambda failure: failure.trap(QueueError))
 
     def _suspensions_changed(self, before: Suspensions, now: Suspensions) -> None:

@@ -11,12 +11,12 @@ from rich.console import Console
 from twisted.internet.defer import Deferred, gatherResults
 
 from relaycluster.cli.cluster import DONE, NOT_DONE, Answer, Cluster, QueueVerb, verb
-from relaycluster.cli.queue_choice import choice_options, domain_name, duration, is_chosen, wanted_of
+from relaycluster.cli.queue_choice import choice_options, domain_name, is_chosen, one_line, some_time, wanted_of
 from relaycluster.cli.queue_looking import unknown
 from relaycluster.cli.words import moment, said, span, table
 from relaycluster.config.values import parse_pattern
 from relaycluster.interfaces import Operated, Shown
-from relaycluster.policy.suspension import Suspension
+from relaycluster.policy.suspension import LIMIT, Suspension
 
 AT_ONCE = 100
 SHOWN = 20
@@ -31,7 +31,9 @@ MEANINGS = {
 
 Act = Callable[[Cluster, Shown, str], Awaitable[Operated]]
 
-_reason = click.option("--reason", default="", metavar="TEXT", help="Why; for the event and the history.")
+_reason = click.option(
+    "--reason", default="", metavar="TEXT", callback=one_line, help="Why; for the event and the history."
+)
 _yes = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
@@ -182,22 +184,35 @@ def _domain(text: str) -> str:
 
 
 def _subject(text: str, is_limit: bool) -> str:
-    if is_limit or text == "*":
-        return text
+    if is_limit or text.startswith(LIMIT):  # as they are listed
+        return LIMIT + text.removeprefix(LIMIT)
+    if not text.startswith("*"):
+        return _domain(text)
     try:
         return parse_pattern(text)
     except ValueError as error:
-        raise click.BadParameter(f"{error} (or --limit for the name of a limit)") from None
+        raise click.BadParameter(str(error)) from None
+
+
+def _known(subject: str, cluster: Cluster) -> str:
+    """The same; an error for a limit that the configuration does not know: it would keep nothing back."""
+    names = cluster.config.routes().limit_names()
+    if subject.startswith(LIMIT) and subject.removeprefix(LIMIT) not in names:
+        raise click.BadParameter(
+            f"no [[destination]] of the configuration has the limit {said(subject.removeprefix(LIMIT))!r}; there are: "
+            f"{', '.join(sorted(names)) or 'none'}"
+        )
+    return subject
 
 
 _limit = click.option("--limit", "is_limit", is_flag=True, help="It is the name of a limit: a [[destination]]'s.")
 
 
 @verb("suspend")
-@click.argument("subject", metavar="[DOMAIN]", required=False)
+@click.argument("subject", metavar="[DOMAIN]", required=False, callback=one_line)
 @_limit
 @click.option(
-    "--for", "seconds", metavar="DURATION", callback=duration, help="15min, 4h; without, until it is resumed."
+    "--for", "seconds", metavar="DURATION", callback=some_time, help="15min, 4h; without, until it is resumed."
 )
 @_reason
 async def suspend(cluster: Cluster, subject: str | None, is_limit: bool, seconds: float | None, reason: str) -> Answer:
@@ -207,17 +222,21 @@ async def suspend(cluster: Cluster, subject: str | None, is_limit: bool, seconds
     """
     if subject is None:
         return _suspensions(await cluster.suspensions.all(), cluster.queue.now_ms())
-    made = await cluster.suspensions.suspend(_subject(subject, is_limit), seconds or 0.0, cluster.who, reason)
+    name = _known(_subject(subject, is_limit), cluster)
+    is_also_limit = name in cluster.config.routes().limit_names()
+    made = await cluster.suspensions.suspend(name, seconds or 0.0, cluster.who, reason)
     until = f"until {moment(made.until_ms)}" if made.until_ms else "until it is resumed"
 
     def show(console: Console) -> None:
         console.print(f"{said(made.subject)} is suspended {until}", soft_wrap=True)
+        if is_also_limit:
+            console.print(f"that is the domain; all domains of the [[destination]] are --limit {name}", soft_wrap=True)
 
     return Answer(_suspension_json(made), show)
 
 
 @verb("resume")
-@click.argument("subject", metavar="DOMAIN")
+@click.argument("subject", metavar="DOMAIN", callback=one_line)
 @_limit
 @_reason
 async def resume(cluster: Cluster, subject: str, is_limit: bool, reason: str) -> Answer:

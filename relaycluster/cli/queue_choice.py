@@ -11,6 +11,9 @@ from relaycluster.cli.cluster import Cluster
 from relaycluster.config.values import parse_domain, parse_duration
 from relaycluster.interfaces import ItemState, Wanted
 from relaycluster.mail.envelope import MessageClass
+from relaycluster.smtp.grammar import is_address_literal
+
+LONGEST_REASON = 300
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,8 +30,38 @@ def _parsed(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Param
     return callback
 
 
+def _recipient_domain(text: str) -> str:
+    """As the queue knows it: a domain, or an address literal (RFC 5321 4.1.3)."""
+    if text.isascii() and is_address_literal(text.encode("ascii")):
+        return text.lower()
+    return parse_domain(text)
+
+
+def _some_time(text: str) -> float:
+    seconds = parse_duration(text)
+    if not seconds:
+        raise ValueError(f"{text!r} is no time")
+    return seconds
+
+
+def _some_text(text: str) -> str:
+    # In a script, an empty variable: it would choose everything.
+    if not text.strip():
+        raise ValueError("an empty text would choose all items")
+    return text
+
+
+def _one_line(text: str) -> str:
+    """Whatever a shell passes on, as a text that can be stored and shown."""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(each if each.isprintable() else " " for each in text).strip()[:LONGEST_REASON]
+
+
 duration = _parsed(parse_duration)
-domain_name = _parsed(parse_domain)
+some_time = _parsed(_some_time)
+domain_name = _parsed(_recipient_domain)
+some_text = _parsed(_some_text)
+one_line = _parsed(_one_line)
 
 
 def choice_options(function: F) -> F:
@@ -42,8 +75,13 @@ def choice_options(function: F) -> F:
             type=click.Choice([state.value for state in ItemState]),
             help="Only in this state. May be repeated.",
         ),
-        click.option("--sender", metavar="TEXT", help="Only where the reverse-path holds this; <> is the null one."),
-        click.option("--recipient", metavar="TEXT", help="Only where a recipient holds this."),
+        click.option(
+            "--sender",
+            metavar="TEXT",
+            callback=some_text,
+            help="Only where the reverse-path holds this; <> is the null one.",
+        ),
+        click.option("--recipient", metavar="TEXT", callback=some_text, help="Only where a recipient holds this."),
         click.option(
             "--class",
             "message_class",

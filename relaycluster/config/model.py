@@ -450,7 +450,7 @@ class Destination(Section):
 
     name: Text = _option(
         "",
-        "Under which name the destination is counted, shown, and suspended (`relaycluster suspend NAME`): letters, digits, `.`, `_`, `-`"
+        "Under which name the destination is counted, shown, and suspended (`relaycluster suspend --limit NAME`): letters, digits, `.`, `_`, `-`"
         " and `*`. Empty: the first of `match` or `mx_suffix`.",
     )
     match: tuple[Pattern, ...] = _option(

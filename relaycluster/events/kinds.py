@@ -382,7 +382,7 @@ class OperatorActed(Event):
 class DeliverySuspended(Event):
     """From here on this node sends nothing to these domains; told by each delivery node, also when it starts."""
 
-    subject: str = _field("a domain, `*.suffix`, the name of a limit, or `*`")
+    subject: str = _field("a domain, `*.suffix`, `limit:` and the name of a limit, or `*`")
     seconds: float = _field("for how long still; 0 until it is resumed")
     who: str = _field("the operator, or the rule")
     why: str = _field("the reason")
@@ -393,7 +393,7 @@ class DeliverySuspended(Event):
 class DeliveryResumed(Event):
     """A suspension was ended before its time; told by each delivery node."""
 
-    subject: str = _field("a domain, `*.suffix`, the name of a limit, or `*`")
+    subject: str = _field("a domain, `*.suffix`, `limit:` and the name of a limit, or `*`")
     who: str = _field("who ended it")
     why: str = _field("the reason that was given")
 

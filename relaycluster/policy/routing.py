@@ -7,7 +7,7 @@ brings the answers, delivery walks the hosts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -304,6 +304,10 @@ class RouteTable:
             if provider is not None and length > longest:
                 found, longest = provider, length
         return found
+
+    def limit_names(self) -> Collection[str]:
+        """Of the limits that several domains can share; any other limit is that of one domain, by its name."""
+        return self._names.keys()
 
     def of_limit(self, limit: str) -> DestinationSettings:
         """The settings that a limit belongs to: a destination's name, or a domain that is limited by itself."""

@@ -1,20 +1,27 @@
 """Suspensions: which domains get no mail for now, because an operator or a rule said so; the whole cluster has the same table.
 
-A subject is a domain (`example.com`), all subdomains of one (`*.example.com`, not the domain itself), the name of a limit, which is that
-of a `[[destination]]` or provider, or `*`, which is everything.
+A subject is a domain (`example.com`), all subdomains of one (`*.example.com`, not the domain itself), `*`, which is everything, or a limit
+(`limit:NAME`), which is all domains of the `[[destination]]` or provider of this name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from attrs import field, frozen
 
+LIMIT = "limit:"
+"""Stands before the name of a limit: many have that of a domain, which can be suspended by itself."""
 LOOK_AGAIN_MS = 15 * 60_000
 """A suspended domain leaves the candidates for so long at once; then its owner looks whether it still is."""
 RESUME_SPREAD_MS = 10_000
 """Domains that are resumed together come back over so long: their hosts do not see all of them at once."""
+
+
+def subject_of(limit: str, shared: Container[str]) -> str:
+    """What a suspension of this limit is about; a limit that is not among the `shared` ones is that of one domain."""
+    return LIMIT + limit if limit in shared else limit
 
 
 @frozen
@@ -53,7 +60,7 @@ class Suspensions:
         table = self._of
         if not table:
             return None
-        names = [domain, limit]
+        names = [domain, LIMIT + limit]
         dot = domain.find(".")
         while dot >= 0:
             names.append("*" + domain[dot:])

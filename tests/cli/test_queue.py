@@ -88,7 +88,14 @@ class World:
         self.view: Snapshot = done(self.backend.membership.beat(member))
         for partition in range(PARTITIONS):
             done(self.queue.acquire(partition, member.incarnation, self.view))
-        config = load(None, {"RELAYCLUSTER_NODE__HOSTNAME": "relay.example.net"}, {"delivery.rate_per_domain": "10/s"})
+        config = load(
+            None,
+            {"RELAYCLUSTER_NODE__HOSTNAME": "relay.example.net"},
+            {
+                "delivery.rate_per_domain": "10/s",
+                "destination": [{"match": ["gmail.com", "googlemail.com"]}, {"name": "inside", "match": ["*.lan"]}],
+            },
+        )
         self.cluster = Cluster(
             self.backend.operator,
             self.backend.suspensions,
@@ -236,7 +243,105 @@ def test_flush_and_suspensions(world: World) -> None:
     assert world.run(queue_acts.resume, subject="example.com", is_limit=False, reason="").status == NOT_DONE
     with pytest.raises(click.BadParameter):
         world.run(queue_acts.suspend, subject="no domain", is_limit=False, seconds=None, reason="")
-    world.run(queue_acts.suspend, subject="Microsoft 1", is_limit=True, seconds=None, reason="")
+
+
+def test_limits_are_suspended_by_their_names(world: World) -> None:
+    """A limit and the domain that it may be named after are two things; one that no destination has is a typing error; what is listed can be
+    given to `resume`."""
+
+    def suspend(subject: str, is_limit: bool) -> str:
+        return shown(
+            world.run(queue_acts.suspend, subject=subject, is_limit=is_limit, seconds=None, reason=""), 1000, False
+        )
+
+    assert "limit:gmail.com is suspended" in suspend("gmail.com", True)
+    assert "--limit gmail.com" in suspend("gmail.com", False)
+    assert "--limit" not in suspend("example.com", False)
+    done(world.cluster.suspensions.see(3))
+    for domain, by in (("googlemail.com", "limit:gmail.com"), ("gmail.com", "gmail.com")):
+        found = world.cluster.suspensions.suspended(domain, "gmail.com")
+        assert found is not None
+        assert found.subject == by
+    for typo in ("insid", "*", "gmail.co"):
+        with pytest.raises(click.BadParameter, match=r"there are: gmail\.com, inside"):
+            suspend(typo, True)
+    assert world.run(queue_acts.resume, subject="limit:gmail.com", is_limit=False, reason="").status == DONE
+    # The destination is perhaps gone from the configuration since.
+    gone = world.run(queue_acts.resume, subject="gone", is_limit=True, reason="")
+    assert (gone.status, gone.json["suspended"]) == (NOT_DONE, ["gmail.com", "example.com"])
+
+
+def parsed(verb: QueueVerb, *arguments: str) -> dict[str, Any]:
+    """What the verb's own function would be given."""
+    return verb.make_context("verb", [*arguments]).params
+
+
+def test_an_empty_variable_is_not_everything() -> None:
+    """`--sender "$NOTHING"` chooses no item: it is an error."""
+    for option in ("--sender", "--recipient", "--domain"):
+        for text in ("", "  "):
+            with pytest.raises(click.BadParameter):
+                parsed(queue_acts.delete, option, text, "--yes")
+    assert parsed(queue_acts.delete, "--sender", "<>")["sender"] == "<>"
+
+
+def test_a_suspension_lasts_some_time() -> None:
+    """No time would be stored as for ever."""
+    for text in ("0s", "0", "-1s"):
+        with pytest.raises(click.BadParameter):
+            parsed(queue_acts.suspend, "example.com", "--for", text)
+    assert parsed(queue_acts.suspend, "example.com", "--for", "1min")["seconds"] == 60
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("Gr\udcfc\udcdfe", "Gr\ufffd\ufffde"),
+        (" a\nb\x1b[2Jc\x00 ", "a b [2Jc"),
+        ("é" * 1000, "é" * 300),
+        ("", ""),
+    ],
+)
+def test_reasons_are_text(given: str, wanted: str) -> None:
+    """Whatever octets the shell passes on can be stored, as one line of bounded length."""
+    found = parsed(queue_acts.hold, "--reason", given)["reason"]
+    assert found == wanted
+    found.encode()
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("[192.0.2.1]", "[192.0.2.1]"),
+        ("[IPv6:2001:DB8::1]", "[ipv6:2001:db8::1]"),
+        ("EXAMPLE.com", "example.com"),
+        ("bücher.example", "xn--bcher-kva.example"),
+        ("[192.0.2]", None),
+        ("[]", None),
+        ("192.0.2.1", None),
+        ("no domain", None),
+        ("[2001:db8::1]", None),
+    ],
+)
+def test_recipient_domains(given: str, wanted: str | None) -> None:
+    """Mail to `user@[192.0.2.1]` stands in the queue under the literal, and is chosen by it."""
+    for verb, arguments in ((queue_looking.list_items, ("--domain", given)), (cluster_status.ring, (given,))):
+        if wanted is None:
+            with pytest.raises(click.BadParameter):
+                parsed(verb, *arguments)
+        else:
+            assert parsed(verb, *arguments)["domain"] == wanted
+
+
+def test_address_literals_are_operated(world: World) -> None:
+    """By every verb that takes a domain."""
+    literal = "[192.0.2.1]"
+    done(world.queue.enqueue(an_item(8, literal), b"x", None))
+    assert world.run(queue_acts.flush, domains=(literal,), reason="").json["flushed"] == {literal: 0}
+    assert world.run(queue_explain.explain, subject=literal, no_dns=True).json["waiting"] == 1
+    world.run(queue_acts.suspend, subject=literal, is_limit=False, seconds=None, reason="")
+    done(world.cluster.suspensions.see(1))
+    assert world.cluster.suspensions.suspended(literal, literal) is not None
 
 
 def test_status_nodes_ring(world: World) -> None:

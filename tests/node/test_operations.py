@@ -130,7 +130,7 @@ class OperationsTest(SynchronousTestCase):
         for subject, comes_back in (
             ("example.com", True),
             ("*.com", True),
-            ("limit of example.com", True),
+            ("limit:limit of example.com", True),
             ("example.org", False),
         ):
             result(self.world.queue.pause(self.owner, "example.com", 900_000))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relaycluster.policy.suspension import LOOK_AGAIN_MS, RESUME_SPREAD_MS, Suspension, Suspensions
+from relaycluster.policy.suspension import LOOK_AGAIN_MS, RESUME_SPREAD_MS, Suspension, Suspensions, subject_of
 
 
 def subject(table: Suspensions, domain: str, limit: str = "", now_ms: int = 5) -> str:
@@ -15,15 +15,34 @@ def subject(table: Suspensions, domain: str, limit: str = "", now_ms: int = 5) -
 
 def test_whom_it_holds_back() -> None:
     """The domain itself, then its limit, then the longest suffix, then all; a suffix is of subdomains only."""
-    table = Suspensions.build(Suspension(each, 0) for each in ("example.com", "*.example.com", "*.com", "Provider 1"))
+    table = Suspensions.build(
+        Suspension(each, 0) for each in ("example.com", "*.example.com", "*.com", "limit:Provider")
+    )
     assert subject(table, "example.com") == "example.com"
     assert subject(table, "a.b.example.com") == "*.example.com"
     assert subject(table, "example.org.com") == "*.com"
     assert subject(table, "example.org") == ""
-    assert subject(table, "example.org", "Provider 1") == "Provider 1"
+    assert subject(table, "example.org", "Provider") == "limit:Provider"
     assert subject(table, "badexample.com") == "*.com"
     assert subject(Suspensions.build([Suspension("*", 0)]), "example.org") == "*"
     assert subject(Suspensions(), "example.org") == ""
+
+
+def test_a_limit_is_not_the_domain_of_its_name() -> None:
+    """A limit without a name of its own has that of its first domain: to suspend that one stops no other, and everything is no limit."""
+    for said, stops in (("gmail.com", "gmail.com"), ("limit:gmail.com", "gmail.com googlemail.com"), ("limit:*", "")):
+        table = Suspensions.build([Suspension(said, 0)])
+        kept = [each for each in ("gmail.com", "googlemail.com") if subject(table, each, "gmail.com")]
+        assert " ".join(kept) == stops
+
+
+def test_what_a_rule_suspends() -> None:
+    """All domains that share the limit; where none does, the domain, which an operator resumes by its name."""
+    for limit, subject_, domains in (("gmail.com", "limit:gmail.com", 2), ("example.com", "example.com", 1)):
+        assert subject_of(limit, {"gmail.com"}) == subject_
+        table = Suspensions.build([Suspension(subject_of(limit, {"gmail.com"}), 0)])
+        asked = (("gmail.com", "gmail.com"), ("googlemail.com", "gmail.com"), ("example.com", "example.com"))
+        assert sum(bool(subject(table, *each)) for each in asked) == domains
 
 
 def test_what_is_over_hides_nothing() -> None:
