@@ -7,7 +7,7 @@ Who implements what: `node/edge.py` is the `IIntake` that `net/inbound.py` talks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -345,6 +345,7 @@ class Operated(Enum):
     HELD = "held"  # it is held: release it first
     BOUNCING = "bouncing"  # it was bounced and waits for its owner to tell the sender
     CHANGED = "changed"  # it was attempted meanwhile: look again
+    UNREADABLE = "unreadable"  # it can not be changed by a release that can not read it
 
 
 class ItemState(Enum):
@@ -360,7 +361,8 @@ class ItemState(Enum):
 @frozen
 class Shown:
     """An item as the operator sees it. `at_ms` is when it is due (waiting), was due (leased), was held or bounced; `incarnation` of the
-    holder, 0 when nobody has it in hand; `packed` its value as it was read, for `requeue`."""
+    holder, 0 when nobody has it in hand; `packed` its value as it was read, for `requeue`. `unreadable` says why this release can not
+    read it: then `item` has no envelope, only what any release can read."""
 
     item: Item
     partition: int
@@ -368,6 +370,7 @@ class Shown:
     at_ms: int
     incarnation: int = 0
     packed: bytes = field(default=b"", repr=False)
+    unreadable: str = ""
 
 
 @frozen
@@ -386,6 +389,8 @@ class Wanted:
         """Whether this is one of them."""
         item = shown.item
         envelope = item.envelope
+        if shown.unreadable and (self.sender or self.recipient):
+            return False
         return (
             shown.state in self.states
             and (not self.domain or item.domain == self.domain)
@@ -436,6 +441,10 @@ class IOperator(Interface):
 
     def items(wanted: Wanted, limit: int) -> Deferred[Sequence[Shown]]:
         """Items that exist, read page by page, so that nothing else waits for it."""
+
+    def pages(wanted: Wanted, besides: Container[str] = ()) -> AsyncIterator[Sequence[Shown]]:
+        """All of them, each once, but those whose ids are among `besides`. What is moved from one state to another meanwhile can be
+        missed."""
 
     def show(identifier: str) -> Deferred[Sequence[Shown]]:
         """The item of this id, or all items of this message; empty when none exists."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import click
 from rich.console import Console
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, FirstError, gatherResults
 
 from relaycluster.cli.cluster import DONE, NOT_DONE, Answer, Cluster, QueueVerb, verb
 from relaycluster.cli.queue_choice import choice_options, domain_name, is_chosen, one_line, some_time, wanted_of
@@ -18,7 +18,7 @@ from relaycluster.config.values import parse_pattern
 from relaycluster.interfaces import Operated, Shown
 from relaycluster.policy.suspension import LIMIT, Suspension
 
-AT_ONCE = 100
+MOST_PASSES = 10
 SHOWN = 20
 
 MEANINGS = {
@@ -27,6 +27,7 @@ MEANINGS = {
     Operated.HELD: "held: release it first",
     Operated.BOUNCING: "bounced before, and about to be settled",
     Operated.CHANGED: "attempted meanwhile: try again",
+    Operated.UNREADABLE: "queued by another release, which alone can change it",
 }
 
 Act = Callable[[Cluster, Shown, str], Awaitable[Operated]]
@@ -56,25 +57,41 @@ def _item_verb(name: str, help_text: str, done: str, act: Act, asks: bool = Fals
 
 async def _act_on_all(
     cluster: Cluster, identifiers: Sequence[str], reason: str, yes: bool, choice: dict[str, Any], act: Act, name: str
-) -> list[tuple[str, Operated]]:
+) -> dict[str, Operated]:
     if bool(identifiers) == is_chosen(choice):
         raise click.UsageError("name items by their ids, or choose them by options (--domain, --sender, …); not both")
-    results: list[tuple[str, Operated]] = []
+
+    async def act_on(items: Sequence[Shown]) -> Iterable[tuple[str, Operated]]:
+        answers = [Deferred.fromCoroutine(_one(cluster, each, reason, act)) for each in items]
+        try:
+            found = await gatherResults(answers, consumeErrors=True)
+        except FirstError as error:
+            error.subFailure.raiseException()
+        return zip([each.item.id for each in items], found, strict=True)
+
+    results: dict[str, Operated] = {}
     if identifiers:
-        found: list[Shown] = []
         for identifier in identifiers:
             shown = await cluster.operator.show(identifier)
-            found += shown
-            if not shown:
-                results.append((identifier, Operated.UNKNOWN))
-    else:
-        found = list(await cluster.operator.items(wanted_of(cluster, choice), 10_000_000))
-        if found and not yes:
-            click.confirm(f"{name} {len(found):,} items?", abort=True, err=True)
-    for at in range(0, len(found), AT_ONCE):
-        some = found[at : at + AT_ONCE]
-        answers = [Deferred.fromCoroutine(_one(cluster, each, reason, act)) for each in some]
-        results += zip([each.item.id for each in some], await gatherResults(answers), strict=True)
+            results.update(await act_on(shown) if shown else [(identifier, Operated.UNKNOWN)])
+        return results
+    wanted = wanted_of(cluster, choice)
+    if not yes:
+        count = 0
+        async for page in cluster.operator.pages(wanted):
+            count += len(page)
+        if count:
+            click.confirm(f"{name} {count:,} items?", abort=True, err=True)
+    # Nodes work meanwhile: what was in motion is found when all is looked through again, and so is what has come since.
+    for _ in range(MOST_PASSES):
+        results = {identifier: result for identifier, result in results.items() if result is Operated.DONE}
+        before = len(results)
+        async for page in cluster.operator.pages(wanted, results):
+            found = await act_on(page)
+            # What has left the queue is not among the chosen any more.
+            results.update((identifier, result) for identifier, result in found if result is not Operated.UNKNOWN)
+        if Counter(results.values())[Operated.DONE] == before:
+            break
     return results
 
 
@@ -82,9 +99,9 @@ async def _one(cluster: Cluster, shown: Shown, reason: str, act: Act) -> Operate
     return await act(cluster, shown, reason)
 
 
-def _report(results: Sequence[tuple[str, Operated]], done: str) -> Answer:
-    counts = Counter(result for _, result in results)
-    missed = [(identifier, result) for identifier, result in results if result is not Operated.DONE]
+def _report(results: Mapping[str, Operated], done: str) -> Answer:
+    counts = Counter(results.values())
+    missed = [(identifier, result) for identifier, result in results.items() if result is not Operated.DONE]
 
     def show(console: Console) -> None:
         for identifier, result in missed[:SHOWN]:
@@ -94,7 +111,7 @@ def _report(results: Sequence[tuple[str, Operated]], done: str) -> Answer:
             console.print(f"… and {len(missed) - SHOWN:,} more that were not {done}")
         console.print(f"{counts[Operated.DONE]:,} {done}")
 
-    entries = [{"id": identifier, "result": result.value} for identifier, result in results]
+    entries = [{"id": identifier, "result": result.value} for identifier, result in results.items()]
     return Answer({"done": counts[Operated.DONE], "results": entries}, show, NOT_DONE if missed else DONE)
 
 

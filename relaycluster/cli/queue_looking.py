@@ -91,9 +91,9 @@ async def list_items(cluster: Cluster, limit: int, **choice: Any) -> Answer:
                 _until(each.at_ms, now) if each.state is ItemState.SCHEDULED else "",
                 str(each.item.attempts),
                 octets(each.item.size),
-                each.item.envelope.reverse_path.text or "<>",
+                _sender(each),
                 _recipients(each),
-                each.item.last_reply,
+                _unreadable(each) or each.item.last_reply,
             )
             for each in found
         ]
@@ -125,7 +125,8 @@ async def show_item(cluster: Cluster, identifier: str) -> Answer:
                 [
                     ("id", item.id),
                     ("state", f"{each.state.value}{_since(each, now, names)}"),
-                    ("from", envelope.reverse_path.text or "<>"),
+                    ("can not be read", each.unreadable),
+                    ("from", _sender(each)),
                     *(("to", who.text) for who in envelope.recipients),
                     ("arrived", f"{moment(item.arrived_ms)} ({span(now - item.arrived_ms)} ago)"),
                     ("size", octets(item.size)),
@@ -235,6 +236,7 @@ def item_json(shown: Shown, names: Mapping[int, str]) -> dict[str, Any]:
         "possible_duplicate": item.possible_duplicate,
         "delay_notified": item.delay_notified,
         "holder_deaths": item.holder_deaths,
+        "unreadable": shown.unreadable,
         "partition": shown.partition,
     }
 
@@ -278,6 +280,14 @@ def record_json(record: Record) -> dict[str, Any]:
         return {**at, "kind": "act", "verb": record.verb, "who": record.who, "reason": record.reason}
     assert isinstance(record, Spread)
     return {**at, "kind": "spread", "items": {str(number): domain for number, _, domain in record.parts}}
+
+
+def _sender(shown: Shown) -> str:
+    return "" if shown.unreadable else shown.item.envelope.reverse_path.text or "<>"
+
+
+def _unreadable(shown: Shown) -> str:
+    return f"can not be read: {shown.unreadable}" if shown.unreadable else ""
 
 
 def _recipients(shown: Shown) -> str:

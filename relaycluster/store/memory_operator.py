@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Sequence
 
 from attrs import evolve
 from twisted.internet.defer import Deferred, succeed
@@ -114,6 +114,11 @@ class MemoryOperator:
 
     def items(self, wanted: Wanted, limit: int) -> Deferred[Sequence[Shown]]:
         return self._cluster.answer(lambda: [shown for shown in self._all() if wanted.fits(shown)][:limit])
+
+    async def pages(self, wanted: Wanted, besides: Container[str] = ()) -> AsyncIterator[Sequence[Shown]]:
+        found = await self.items(wanted, len(self._all()))
+        if left := [shown for shown in found if shown.item.id not in besides]:
+            yield left
 
     def show(self, identifier: str) -> Deferred[Sequence[Shown]]:
         return self._cluster.answer(

@@ -16,7 +16,7 @@ import click
 import pytest
 from attrs import evolve
 from rich.console import Console
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.internet.threads import deferToThread
 
@@ -25,7 +25,10 @@ from relaycluster.cli.cluster import DONE, NO_QUEUE, NOT_DONE, WRONG_USE, Answer
 from relaycluster.cli.main import VERBS
 from relaycluster.cli.words import said, span
 from relaycluster.config import load
+from relaycluster.interfaces import ItemState, QueueUnavailable, Wanted
 from relaycluster.mail import history
+from relaycluster.mail.address import NULL
+from relaycluster.mail.envelope import Envelope
 from relaycluster.mail.history import Attempt, Via
 from relaycluster.policy.cluster import Member, Snapshot
 from relaycluster.policy.ring import partition_of
@@ -229,6 +232,96 @@ def test_acts_name_what_they_act_on(world: World) -> None:
     for identifiers, options in (((), {}), ((world.items[0].id,), {"domain": "example.com"})):
         with pytest.raises(click.UsageError):
             act(world, queue_acts.delete, *identifiers, yes=True, **options)
+
+
+class Meanwhile:
+    """An operator beside whom nodes and clients go on: `after_first` runs once, after the first act."""
+
+    def __init__(self, operator: Any, after_first: Any) -> None:
+        self._operator = operator
+        self._after_first = after_first
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._operator, name)
+
+    def delete(self, item_id: str, who: str, reason: str) -> Deferred[Any]:
+        answer = self._operator.delete(item_id, who, reason)
+        self._after_first, run = lambda: None, self._after_first
+        run()
+        return answer  # type: ignore[no-any-return]
+
+
+def test_chosen_by_options_while_nodes_work(world: World) -> None:
+    """What comes, or comes back, while the act goes through the queue is found too; what leaves it by itself is no failure."""
+    leaving, coming = world.items[1], an_item(20)
+
+    def meanwhile() -> None:
+        done(world.queue.put_back(world.leased))
+        done(world.queue.enqueue(coming, b"x", None))
+        done(world.backend.operator.hold(leaving.id, "node", ""))
+        done(world.backend.operator.delete(leaving.id, "node", ""))
+
+    cluster = evolve(world.cluster, operator=Meanwhile(world.backend.operator, meanwhile))
+    choice = {**CHOICE, "sender": "sender@"}
+    answer = done(queue_acts.delete.body(cluster, identifiers=(), reason="", yes=True, **choice))
+    assert answer.status == DONE
+    assert {each["result"] for each in answer.json["results"]} == {"done"}
+    assert {each["id"] for each in answer.json["results"]} == {item.id for item in (*world.items, coming)} - {
+        leaving.id
+    }
+    assert done(world.backend.operator.items(Wanted(), 10)) == []
+
+
+def test_an_endless_stream_ends_the_act(world: World) -> None:
+    """As fast as mail may come: the act ends."""
+    numbers = iter(range(100, 1000))
+
+    def more() -> None:
+        done(world.queue.enqueue(an_item(next(numbers)), b"x", None))
+        operator._after_first = more
+
+    operator = Meanwhile(world.backend.operator, more)
+    choice = {**CHOICE, "states": ("ready",)}
+    cluster = evolve(world.cluster, operator=operator)
+    answer = done(queue_acts.delete.body(cluster, identifiers=(), reason="", yes=True, **choice))
+    assert answer.json["done"] == queue_acts.MOST_PASSES
+
+
+def test_what_can_not_be_read(world: World) -> None:
+    """Listed and shown with the reason, never as mail from the null sender."""
+    (held,) = done(world.backend.operator.items(Wanted(states=frozenset({ItemState.HELD})), 10))
+    odd = evolve(held, item=evolve(held.item, envelope=Envelope(NULL, ())), unreadable="format version 9")
+
+    class Operator(Meanwhile):
+        def show(self, identifier: str) -> Deferred[Any]:
+            return succeed([odd])
+
+        def items(self, wanted: Any, limit: int) -> Deferred[Any]:
+            return succeed([odd])
+
+    world.cluster = evolve(world.cluster, operator=Operator(world.backend.operator, lambda: None))
+    for answer in (
+        world.run(queue_looking.list_items, limit=10, **CHOICE),
+        world.run(queue_looking.show_item, identifier=odd.item.id),
+    ):
+        assert "can not be read" in shown(answer, 200)
+        assert "format version 9" in shown(answer, 200)
+        assert "<>" not in shown(answer, 200)
+        assert answer.json["items"][0]["unreadable"] == "format version 9"
+
+
+def test_the_queue_goes_in_the_middle_of_an_act(world: World) -> None:
+    """The error of the first act that failed is the command's."""
+
+    class Gone(Meanwhile):
+        def delete(self, item_id: str, who: str, reason: str) -> Deferred[Any]:
+            return fail(QueueUnavailable("the connection to Redis was lost"))
+
+    cluster = evolve(world.cluster, operator=Gone(world.backend.operator, lambda: None))
+    with pytest.raises(QueueUnavailable):
+        done(
+            queue_acts.delete.body(cluster, identifiers=(), reason="", yes=True, **{**CHOICE, "domain": "example.com"})
+        )
 
 
 def test_flush_and_suspensions(world: World) -> None:

@@ -17,6 +17,7 @@ import zstandard
 from attrs import evolve
 
 from relaycluster.interfaces import QueueError
+from relaycluster.mail import queue_id
 from relaycluster.mail.address import NULL, Address
 from relaycluster.mail.envelope import NO_REQUESTS, BodyType, Envelope, MessageClass, Notify, NotifyRequest, Ret
 from relaycluster.mail.item import Item, Notice
@@ -104,6 +105,23 @@ def unpack_item(data: bytes) -> Item:
         possible_duplicate=bool(flags & POSSIBLE_DUPLICATE),
         holder_deaths=data[2],
         delay_notified=bool(flags & DELAY_NOTIFIED),
+    )
+
+
+def unpack_head(identifier: str, data: bytes) -> Item:
+    """What each release and the scripts can read of an item that `unpack_item` can not: all but the envelope and the attempts."""
+    data = data.ljust(5, b"\0")
+    end = 5 + data[4]
+    return Item(
+        id=identifier,
+        domain=data[5:end].decode("ascii", "replace"),
+        envelope=Envelope(NULL, ()),
+        size=int.from_bytes(data[end : end + 4], "big"),
+        arrived_ms=queue_id.time_ms(identifier),
+        message_class=_CLASSES.get(data[3], MessageClass.NORMAL),
+        possible_duplicate=bool(data[1] & POSSIBLE_DUPLICATE),
+        holder_deaths=data[2],
+        delay_notified=bool(data[1] & DELAY_NOTIFIED),
     )
 
 

@@ -6,18 +6,17 @@ keeps Redis from its work.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from typing import Any
 
 from attrs import evolve
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from zope.interface import implementer
 
 from relaycluster.interfaces import (
     ClusterState,
     DomainState,
     IOperator,
-    ItemState,
     LimitState,
     Operated,
     Shown,
@@ -29,10 +28,10 @@ from relaycluster.policy.cluster import Snapshot
 from relaycluster.policy.ring import partition_of
 from relaycluster.store.redis import codec, keys
 from relaycluster.store.redis.connection import Argument, RedisConnection, pack
+from relaycluster.store.redis.items import QueuedItems
 from relaycluster.store.redis.queue import RedisQueue
 from relaycluster.store.redis.scripts import script
 
-PAGE = 200
 FLUSHED_AT_ONCE = 500
 ENDS = 20
 """So many items at each end of a queue are looked at for its oldest."""
@@ -51,6 +50,7 @@ class RedisOperator:
         self._queue = queue
         self._partitions = queue.partitions
         self._retention = done_retention_ms
+        self._items_of = QueuedItems(connection, queue)
 
     # Acts
 
@@ -64,6 +64,8 @@ class RedisOperator:
         return Deferred.fromCoroutine(self._act("bounce", item_id, who, reason, reason))
 
     def requeue(self, shown: Shown, reset: bool, who: str, reason: str) -> Deferred[Operated]:
+        if reset and shown.unreadable:
+            return succeed(Operated.UNREADABLE)
         new = codec.pack_item(evolve(shown.item, attempts=0)) if reset else b""
         verb = "requeue" if not reset else "requeue --reset"
         return Deferred.fromCoroutine(self._act("requeue", shown.item.id, who, reason, shown.packed, new, verb=verb))
@@ -141,99 +143,22 @@ class RedisOperator:
         return Deferred.fromCoroutine(self._shown(identifier))
 
     async def _shown(self, identifier: str) -> list[Shown]:
-        return await self._look(
-            [(partition, item_id.encode()) for item_id, partition in await self._places(identifier)]
-        )
-
-    async def _look(self, places: Sequence[tuple[int, bytes]]) -> list[Shown]:
-        """These items as they are; those that do not exist, or can not be read, are left out."""
-        tags = [keys.partition_tag(partition) for partition, _ in places]
-        commands = []
-        for tag, (_, item_id) in zip(tags, places, strict=True):
-            commands.append(pack(b"GET", keys.key(tag, "ITEM", item_id)))
-            commands.append(pack(b"HGET", keys.key(tag, "LEASED"), item_id))
-            commands.append(pack(b"ZSCORE", keys.key(tag, "HELD"), item_id))
-            commands.append(pack(b"ZSCORE", keys.key(tag, "BOUNCING"), item_id))
-        answers = await self._redis.request_all(commands, "show")
-        found: list[tuple[Shown, bytes]] = []
-        for at, (partition, _) in enumerate(places):
-            packed, token, held, bouncing = answers[4 * at : 4 * at + 4]
-            if packed is None:
-                continue
-            try:
-                item = codec.unpack_item(packed)
-            except Exception:
-                continue
-            shown = Shown(item, partition, ItemState.READY, 0, packed=packed)
-            if token is not None:
-                incarnation, _, due = token.partition(b":")[0], None, token.rsplit(b":", 1)[1]
-                shown = evolve(shown, state=ItemState.LEASED, at_ms=int(due), incarnation=int(incarnation))
-            elif held is not None:
-                shown = evolve(shown, state=ItemState.HELD, at_ms=_ms(held))
-            elif bouncing is not None:
-                shown = evolve(shown, state=ItemState.BOUNCING, at_ms=_ms(bouncing))
-            due_key = b"%d:%s" % (item.message_class.value, item.domain.encode())
-            found.append((shown, pack(b"ZSCORE", keys.key(keys.partition_tag(partition), "DUE", due_key), item.id)))
-        scores = await self._redis.request_all([command for _, command in found], "show")
-        now = self._queue.now_ms()
-        result = []
-        for (shown, _), score in zip(found, scores, strict=True):
-            if shown.state is ItemState.READY:
-                if score is None:
-                    continue  # it left between the two looks
-                due = _ms(score)
-                shown = evolve(shown, at_ms=due, state=ItemState.READY if due <= now else ItemState.SCHEDULED)
-            result.append(shown)
-        return result
+        places = await self._places(identifier)
+        return await self._items_of.look([(partition, item_id.encode()) for item_id, partition in places])
 
     def items(self, wanted: Wanted, limit: int) -> Deferred[Sequence[Shown]]:
         return Deferred.fromCoroutine(self._items(wanted, limit))
 
     async def _items(self, wanted: Wanted, limit: int) -> list[Shown]:
         found: list[Shown] = []
-        async for places in self._pages(wanted):
-            found += [shown for shown in await self._look(places) if wanted.fits(shown)]
+        async for page in self.pages(wanted):
+            found += page
             if len(found) >= limit:
                 break
         return found[:limit]
 
-    async def _pages(self, wanted: Wanted) -> AsyncIterator[list[tuple[int, bytes]]]:
-        """Where items may be, a page at a time."""
-        every = [partition_of(wanted.domain, self._partitions)] if wanted.domain else range(self._partitions)
-        states = wanted.states
-        page: list[tuple[int, bytes]] = []
-        if states & {ItemState.READY, ItemState.SCHEDULED}:
-            asked = [(each, wanted.domain) for each in every] if wanted.domain else await self._domains_of(every)
-            for partition, domain in asked:
-                for kind in _CLASSES if wanted.message_class is None else (wanted.message_class.value,):
-                    name = keys.key(keys.partition_tag(partition), "DUE", b"%d:%s" % (kind, domain.encode()))
-                    start = 0
-                    while ids := await self._redis.request(b"ZRANGE", name, start, start + PAGE - 1):
-                        page += [(partition, each) for each in ids]
-                        if len(page) >= PAGE:
-                            yield page
-                            page = []
-                        if len(ids) < PAGE:
-                            break
-                        start += PAGE
-        others = [
-            (ItemState.LEASED, "LEASED", b"HKEYS", ()),
-            (ItemState.HELD, "HELD", b"ZRANGE", (0, -1)),
-            (ItemState.BOUNCING, "BOUNCING", b"ZRANGE", (0, -1)),
-        ]
-        for state, name_of, command, rest in others:
-            if state in states:
-                commands = [pack(command, keys.key(keys.partition_tag(each), name_of), *rest) for each in every]
-                answers = await self._redis.request_all(commands, "list")
-                page += [(each, item_id) for each, ids in zip(every, answers, strict=True) for item_id in ids]
-        for at in range(0, len(page), PAGE):
-            yield page[at : at + PAGE]
-
-    async def _domains_of(self, partitions: Iterable[int]) -> list[tuple[int, str]]:
-        numbers = list(partitions)
-        commands = [pack(b"ZRANGE", keys.key(keys.partition_tag(each), "BACKLOG"), 0, -1) for each in numbers]
-        answers = await self._redis.request_all(commands, "list")
-        return [(each, name.decode()) for each, names in zip(numbers, answers, strict=True) for name in names]
+    def pages(self, wanted: Wanted, besides: Container[str] = ()) -> AsyncIterator[Sequence[Shown]]:
+        return self._items_of.pages(wanted, besides)
 
     # History
 
