@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Awaitable
-from typing import Any
+from typing import Any, cast
 
 import click
 import pytest
@@ -261,7 +261,7 @@ def test_chosen_by_options_while_nodes_work(world: World) -> None:
         done(world.backend.operator.hold(leaving.id, "node", ""))
         done(world.backend.operator.delete(leaving.id, "node", ""))
 
-    cluster = evolve(world.cluster, operator=Meanwhile(world.backend.operator, meanwhile))
+    cluster = evolve(world.cluster, operator=cast(Any, Meanwhile(world.backend.operator, meanwhile)))
     choice = {**CHOICE, "sender": "sender@"}
     answer = done(queue_acts.delete.body(cluster, identifiers=(), reason="", yes=True, **choice))
     assert answer.status == DONE
@@ -282,7 +282,7 @@ def test_an_endless_stream_ends_the_act(world: World) -> None:
 
     operator = Meanwhile(world.backend.operator, more)
     choice = {**CHOICE, "states": ("ready",)}
-    cluster = evolve(world.cluster, operator=operator)
+    cluster = evolve(world.cluster, operator=cast(Any, operator))
     answer = done(queue_acts.delete.body(cluster, identifiers=(), reason="", yes=True, **choice))
     assert answer.json["done"] == queue_acts.MOST_PASSES
 
@@ -299,7 +299,7 @@ def test_what_can_not_be_read(world: World) -> None:
         def items(self, wanted: Any, limit: int) -> Deferred[Any]:
             return succeed([odd])
 
-    world.cluster = evolve(world.cluster, operator=Operator(world.backend.operator, lambda: None))
+    world.cluster = evolve(world.cluster, operator=cast(Any, Operator(world.backend.operator, lambda: None)))
     for answer in (
         world.run(queue_looking.list_items, limit=10, **CHOICE),
         world.run(queue_looking.show_item, identifier=odd.item.id),
@@ -317,7 +317,7 @@ def test_the_queue_goes_in_the_middle_of_an_act(world: World) -> None:
         def delete(self, item_id: str, who: str, reason: str) -> Deferred[Any]:
             return fail(QueueUnavailable("the connection to Redis was lost"))
 
-    cluster = evolve(world.cluster, operator=Gone(world.backend.operator, lambda: None))
+    cluster = evolve(world.cluster, operator=cast(Any, Gone(world.backend.operator, lambda: None)))
     with pytest.raises(QueueUnavailable):
         done(
             queue_acts.delete.body(cluster, identifiers=(), reason="", yes=True, **{**CHOICE, "domain": "example.com"})

@@ -166,7 +166,7 @@ class RedisBackend:
                 found_bugs.append(f"{partition}: last replies of domains for which nothing waits")
             traces = await ask("ZRANGE", name("TRACES"), 0, -1)
             lengths = [await ask("STRLEN", name("TRACE", each)) for each in traces]
-            size = sum(each // keys.TRACE_BLOCK * keys.TRACE_BLOCK + keys.TRACE_OVERHEAD for each in lengths)
+            size = sum(map(keys.trace_octets, lengths))
             if int(await ask("HGET", name("COUNTS"), "trace") or 0) != size:
                 found_bugs.append(f"{partition}: the history takes {size}, and counts say otherwise")
             backlog = await ask("ZRANGE", name("BACKLOG"), 0, -1, "WITHSCORES")

@@ -77,6 +77,11 @@ TRACE_OVERHEAD = 320
 """What a key of history is counted besides: the key itself, its name, its place in `:traces`, and a quarter of a block."""
 
 
+def trace_octets(length: int) -> int:
+    """What a key of history is counted (lua/lib/trace.lua)."""
+    return length // TRACE_BLOCK * TRACE_BLOCK + TRACE_OVERHEAD
+
+
 def trace_name(identifier: str, attempts: int) -> bytes:
     """Where an item's history goes: that of a first attempt together with others of its time, in one key that many share; what comes
     later under the item's own name, so that it stays while the item does."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, FirstError, gatherResults
 from zope.interface import implementer
 
 from relaycluster.interfaces import IOperations, NotOwner
@@ -19,8 +19,10 @@ from relaycluster.store.redis.queue import BODY_WITH_CLAIM, RedisQueue
 from relaycluster.store.redis.scripts import script
 
 MOST_ACTS = 100
-LEAVING_AT_ONCE = 64
+LEAVING_AT_ONCE = 256
 """So many keys of history leave in one step."""
+OLDEST_AT_ONCE, MOST_AT_ONCE = 8, 1024
+"""So many of a partition's keys of history are looked at first; and at most, where a few partitions have most of what is old."""
 
 
 @implementer(IOperations)
@@ -79,20 +81,47 @@ class RedisOperations:
         sizes = await self._redis.request_all(
             [pack(b"HGET", keys.key(tag, "COUNTS"), b"trace") for tag in tags], "trim"
         )
-        total = sum(int(size or 0) for size in sizes)
-        freed = 0
-        while total - freed > most_bytes:
-            commands = [pack(b"ZRANGE", keys.key(tag, "TRACES"), 0, LEAVING_AT_ONCE - 1, b"WITHSCORES") for tag in tags]
-            answers = await self._redis.request_all(commands, "trim")
-            oldest = sorted(
-                (float(score), tag, name)
-                for tag, found in zip(tags, answers, strict=True)
-                for name, score in zip(found[::2], found[1::2], strict=True)
-            )[:LEAVING_AT_ONCE]
+        excess = sum(int(size or 0) for size in sizes) - most_bytes
+        some = [tag for tag, size in zip(tags, sizes, strict=True) if size]
+        freed, most = 0, OLDEST_AT_ONCE
+        while freed < excess:
+            oldest, complete = await self._oldest(some, most)
             if not oldest:
                 break
-            for _, tag, name in oldest:
-                freed += await self._redis.run(script("trim_traces"), tag, name)
-                if total - freed <= most_bytes:
-                    break
+            for at in range(0, len(oldest), LEAVING_AT_ONCE):
+                freed += await self._let_go(oldest[at : at + LEAVING_AT_ONCE], excess - freed)
+                if freed >= excess:
+                    return freed
+            if complete:
+                break
+            most = min(2 * most, MOST_AT_ONCE)
         return freed
+
+    async def _oldest(self, tags: Sequence[bytes], most: int) -> tuple[list[tuple[bytes, bytes]], bool]:
+        """The oldest keys of history in all of these partitions, as (tag, name); and whether they are all that there is. `most` of each
+        partition are looked at: of what is younger than the last of these, something older may be out of sight."""
+        commands = [pack(b"ZRANGE", keys.key(tag, "TRACES"), 0, most - 1, b"WITHSCORES") for tag in tags]
+        answers = await self._redis.request_all(commands, "trim")
+        ends = [float(found[-1]) for found in answers if len(found) == 2 * most]
+        horizon = min(ends, default=float("inf"))
+        found = [
+            (float(score), tag, name)
+            for tag, answer in zip(tags, answers, strict=True)
+            for name, score in zip(answer[::2], answer[1::2], strict=True)
+        ]
+        return [(tag, name) for score, tag, name in sorted(found) if score <= horizon], not ends
+
+    async def _let_go(self, oldest: Sequence[tuple[bytes, bytes]], wanted: int) -> int:
+        """The first of these leave, until so many octets have."""
+        commands = [pack(b"STRLEN", keys.key(tag, "TRACE", name)) for tag, name in oldest]
+        leaving: dict[bytes, list[bytes]] = {}
+        for (tag, name), size in zip(oldest, await self._redis.request_all(commands, "trim"), strict=True):
+            if wanted <= 0:
+                break
+            leaving.setdefault(tag, []).append(name)
+            wanted -= keys.trace_octets(size)
+        left = [self._redis.run(script("trim_traces"), tag, *names) for tag, names in leaving.items()]
+        try:
+            return sum(await gatherResults(left, consumeErrors=True))
+        except FirstError as error:
+            error.subFailure.raiseException()
