@@ -38,10 +38,11 @@ async def connected(
     try:
         await ready
     except (CancelledError, TimeoutError):
+        why = connection.refusal
         await connection.stop()
         if refusals:
             raise RedisRefused(f"{where}: {refusals[0]}") from None
-        raise QueueUnavailable(f"no Redis answers at {where} ({connection.refusal})") from None
+        raise QueueUnavailable(f"no Redis answers at {where} ({why})") from None
     return connection
 
 

@@ -548,7 +548,7 @@ class CommandTest(ContractTestCase):
             self.assertNotIn("Traceback", found.stderr)
         nobody = await self.say("queue", "--redis", "unix:///no/such/socket")
         self.assertEqual((nobody.returncode, nobody.stdout), (NO_QUEUE, ""))
-        self.assertIn("no Redis answers at /no/such/socket", nobody.stderr)
+        self.assertIn("no Redis answers at /no/such/socket (No such file or directory)", nobody.stderr)
         await self.backend.redis.request("FLUSHALL")
         empty = await self.say("status", *where)
         self.assertEqual(empty.returncode, NO_QUEUE)

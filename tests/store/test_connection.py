@@ -7,7 +7,8 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import UNIXClientEndpoint
-from twisted.internet.task import Clock
+from twisted.internet.error import ConnectError
+from twisted.internet.task import Clock, deferLater
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SkipTest, SynchronousTestCase, TestCase
 
@@ -175,6 +176,34 @@ class RedisConnectionTest(TestCase):
         redis.on_refused = refused.callback
         redis.start()
         self.assertIn("password", await refused)
+
+    async def test_no_password(self) -> None:
+        """The same for a Redis that wants one and was given none, whatever the first command is."""
+        admin = self.connection()
+        admin.start()
+        await admin.when_ready()
+        await admin.request("CONFIG", "SET", "requirepass", "secret")
+        try:
+            for approve in (lambda protocol: protocol.request("GET", "x"), lambda each: checks.approve(each, "none")):
+                redis = self.connection()
+                redis._approve = approve
+                refused: Deferred[str] = Deferred()
+                redis.on_refused = refused.callback
+                redis.start()
+                self.assertIn("Redis asks for a password", await refused)
+                await redis.stop()
+        finally:
+            await admin.request("CONFIG", "SET", "requirepass", "")
+
+    async def test_why_there_is_no_connection(self) -> None:
+        """Who asks meanwhile hears what the system said."""
+        redis = RedisConnection(reactor, UNIXClientEndpoint(reactor, "/no/such/socket"), Credentials(), checks.approve)  # type: ignore[arg-type]
+        redis.start()
+        await self.assertFailure(redis._service.whenConnected(failAfterFailures=1), ConnectError)
+        await deferLater(reactor, 0)  # type: ignore[arg-type]  # out of the service's own call
+        error = await self.assertFailure(redis.request("PING"), QueueUnavailable)
+        self.assertIn("No such file or directory", str(error))
+        await redis.stop()
 
 
 def test_versions() -> None:

@@ -31,12 +31,7 @@ def version_of(info: Mapping[str, str]) -> tuple[int, ...]:
 
 async def approve(protocol: LeanProtocol, durability: str) -> None:
     """Raise `RedisRefused`, with the setting and its fix, unless this server keeps what it acknowledges; then load the scripts."""
-    try:
-        info = parse_info(await protocol.request("INFO"))
-    except QueueError as error:
-        if "NOAUTH" in str(error):
-            raise RedisRefused("Redis asks for a password: set [redis] url with a user, or password_file") from None
-        raise
+    info = parse_info(await protocol.request("INFO"))
     if info.get("loading") == "1":
         raise RedisRefused("Redis is loading its data")
     if version_of(info) < OLDEST:

@@ -7,6 +7,7 @@ given while there is no connection fails at once, and a connection is usable onl
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -16,9 +17,10 @@ import txredisapi
 from attrs import frozen
 from twisted.application.internet import ClientService, backoffPolicy
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.interfaces import IDelayedCall, IReactorTime, IStreamClientEndpoint
+from twisted.internet.interfaces import IDelayedCall, IProtocol, IProtocolFactory, IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from relaycluster.interfaces import QueueError, QueueFull, QueueUnavailable
 from relaycluster.store.redis.scripts import Script
@@ -209,6 +211,22 @@ class LeanFactory(Factory):
         return protocol
 
 
+@implementer(IStreamClientEndpoint)
+class _Telling:
+    """An endpoint that tells why there is no connection: `ClientService` keeps it to itself."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, tell: Callable[[BaseException | None], None]) -> None:
+        self._endpoint = endpoint
+        self._tell = tell
+
+    def connect(self, protocolFactory: IProtocolFactory) -> Deferred[IProtocol]:
+        def told(failure: Failure) -> Failure:
+            self._tell(failure.value)
+            return failure
+
+        return self._endpoint.connect(protocolFactory).addErrback(told)
+
+
 Approve = Callable[[LeanProtocol], Awaitable[None]]
 
 
@@ -234,7 +252,7 @@ class RedisConnection:
         self.factory = LeanFactory(protocol, clock, self._made, self._connection_lost)
         backoff = backoffPolicy(initialDelay=0.1, maxDelay=MOST_RETRY_SECONDS, factor=1.5)
         self._service = ClientService(
-            endpoint,
+            _Telling(endpoint, self._not_connected),
             self.factory,
             retryPolicy=lambda attempt: backoff(max(attempt, self._refusals)),
             clock=clock,
@@ -276,7 +294,16 @@ class RedisConnection:
                 raise RedisRefused(
                     f"Redis refused the user or the password ({error}): set [redis] url or password_file"
                 ) from None
-        await self._approve(protocol)
+        try:
+            await self._approve(protocol)
+        except QueueError as error:
+            if str(error).startswith("NOAUTH"):
+                raise RedisRefused("Redis asks for a password: set [redis] url with a user, or password_file") from None
+            raise
+
+    def _not_connected(self, error: BaseException | None) -> None:
+        number = getattr(error, "osError", None)
+        self.refusal = os.strerror(number) if isinstance(number, int) else str(error)
 
     def _made(self, protocol: LeanProtocol) -> None:
         """There is a connection; it is used once it was authenticated and approved."""
