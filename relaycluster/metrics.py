@@ -46,8 +46,8 @@ ConnectionState = Literal["connecting", "busy", "idle"]
 ThrottleReason = Literal["rate", "connections", "process_connections", "suspended"]
 RedisOperation = Literal[
     "enqueue", "enqueue_spread", "spread_done", "spreads", "put_chunk", "claim", "content", "finish", "defer", "put_back",
-    "notes", "note", "leave_home", "notices", "notice_done", "acquire", "release", "recover", "pause", "due", "sweep",
-    "tally", "join", "beat", "leave", "take", "hold", "spend", "attempt_wait", "attempt_failed",
+    "notes", "note", "leave_home", "notices", "notice_done", "acquire", "disown", "recover", "pause", "due", "sweep",
+    "tally", "join", "beat", "leave", "take", "hold_slots", "spend", "attempt_wait", "attempt_failed",
     "attempt_proved", "check", "other",
 ]  # fmt: skip
 RedisErrorKind = Literal["connection", "timeout", "full", "refused", "other"]

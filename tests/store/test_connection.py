@@ -117,7 +117,7 @@ class RedisConnectionTest(TestCase):
         """A command fails at once: the caller decides what to do meanwhile."""
         redis = self.connection()
         self.failureResultOf(redis.request("PING"), QueueUnavailable)
-        self.failureResultOf(redis.run(script("release"), b"{t}", "1:1"), QueueUnavailable)
+        self.failureResultOf(redis.run(script("disown"), b"{t}", "1:1"), QueueUnavailable)
 
     async def test_scripts_that_redis_forgot(self) -> None:
         """After SCRIPT FLUSH the transition runs all the same."""

@@ -396,7 +396,7 @@ class RedisQueue:
         return result.addCallback(lambda fence: Ownership(partition, incarnation, fence) if fence else None)
 
     def release(self, owner: Ownership) -> Deferred[None]:
-        return self._redis.run(script("release"), keys.partition_tag(owner.partition), owner.text)
+        return self._redis.run(script("disown"), keys.partition_tag(owner.partition), owner.text)
 
     def recover(self, owner: Ownership, snapshot: Snapshot) -> Deferred[Recovered]:
         result = self._redis.run(

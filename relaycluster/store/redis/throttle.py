@@ -34,7 +34,7 @@ class RedisThrottle:
 
     def hold(self, limit: str, incarnation: int, wanted: int, maximum: int, snapshot: Snapshot) -> Deferred[int]:
         return self._redis.run(
-            script("hold"),
+            script("hold_slots"),
             keys.limit_tag(limit),
             incarnation,
             wanted,

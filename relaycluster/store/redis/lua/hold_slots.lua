@@ -1,4 +1,4 @@
--- hold: a node says how many connections of a limit it holds; those of the dead are free. Never a counter that is moved by one.
+-- hold_slots: a node says how many connections of a limit it holds; those of the dead are free. Never a counter that is moved by one.
 -- KEYS: 1 limit's tag
 -- ARGV: 1 incarnation  2 wanted  3 maximum  4 next incarnation  5 living incarnations ',1,5,'
 -- Result: how many it now holds. Who got fewer than it wanted is remembered as wishing for more: share.lua

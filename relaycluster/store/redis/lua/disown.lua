@@ -1,4 +1,4 @@
--- release: stop being the owner. What is in flight stays with its holder.
+-- disown: stop being the owner. What is in flight stays with its holder.
 -- KEYS: 1 partition tag
 -- ARGV: 1 owner text
 -- Result: 1, or 0 when it was not ours
