@@ -542,7 +542,12 @@ class CommandTest(ContractTestCase):
 
         where = ("--redis", f"unix://{server_for(6)}")
         self.assertEqual((await self.say("show", an_item(1).id, *where)).returncode, NOT_DONE)
-        for wrong in (("hold", *where), ("suspend", "no domain", *where), ("queue", "--config", "/no/such/file")):
+        for wrong in (
+            ("hold", *where),
+            ("delete", "--sender", "", "--yes", *where),
+            ("suspend", "no domain", *where),
+            ("queue", "--config", "/no/such/file"),
+        ):
             found = await self.say(*wrong)
             self.assertEqual((found.returncode, found.stdout), (WRONG_USE, ""), wrong)
             self.assertNotIn("Traceback", found.stderr)
