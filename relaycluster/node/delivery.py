@@ -200,7 +200,9 @@ class Delivery:
 
     def forget_idle_lanes(self) -> None:
         """Lanes without work for a while go."""
-        limit = self._clock.seconds() - FORGOTTEN_SECONDS
+        now = self._clock.seconds()
+        self._reaches.keep(now)
+        limit = now - FORGOTTEN_SECONDS
         for domain in [name for name, lane in self._lanes.items() if lane.used_seconds < limit and lane.is_idle]:
             del self._lanes[domain]
 

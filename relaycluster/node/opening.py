@@ -211,7 +211,7 @@ class Opening:
         standing = len(lane.carrying)
         if self._shares_hosts:
             standing = max(standing, means.crowd.open(lane.limit))
-        if isinstance(result, outcome.Deferred):
+        if isinstance(result, outcome.Deferred) and not self.closed_seconds(now):  # else it is left alone already
             self.reach.become(self.reach.window.refused(standing, now, means.jitter()))
         if standing:
             self.after_seconds = now + NO_OPENING_SECONDS

@@ -32,10 +32,12 @@ class Reach:
 
 
 class Reaches:
-    """The windows by name: a domain, or a limit whose hosts all of its domains share. A window is kept as long as a lane uses it."""
+    """The windows by name: a domain, or a limit whose hosts all of its domains share. A window is kept as long as a lane uses it, or what
+    was learned matters."""
 
     def __init__(self) -> None:
         self._of: WeakValueDictionary[str, Reach] = WeakValueDictionary()
+        self._kept: list[Reach] = []
 
     def of(self, name: str, maximum: int) -> Reach:
         """The one of this name."""
@@ -49,3 +51,7 @@ class Reaches:
     def find(self, name: str) -> Reach | None:
         """The one of this name, if anybody uses it."""
         return self._of.get(name)
+
+    def keep(self, now_seconds: float) -> None:
+        """Lanes are about to be forgotten: keep what the next one of the same name should know, and nothing else."""
+        self._kept = [reach for reach in self._of.values() if reach.window.matters(now_seconds)]

@@ -64,6 +64,16 @@ class Window:
         """Whether there is anything in `closed_seconds` to look at."""
         return self.failures > 0 or self.resting_until_seconds > 0
 
+    def matters(self, now_seconds: float) -> bool:
+        """Whether a fresh window would do to the host what this one has learned not to do. True for some hours at most after the last
+        trouble."""
+        return (
+            self.closed_seconds(now_seconds) > 0
+            or (self.failures > 0 and now_seconds < self.parked_until_seconds + MOST_PARK_SECONDS)
+            or self.rate_share(now_seconds) < 1
+            or (not self.starting and self._size(now_seconds) < self.maximum)
+        )
+
     def allowed(self, now_seconds: float) -> int:
         """How many connections there may be: 0 while the destination is parked, 1 to probe it."""
         if self.failures:
@@ -83,23 +93,31 @@ class Window:
         return evolve(self, size=min(self.maximum, self.size + 1)) if self.learns else self
 
     def opened(self, now_seconds: float) -> Window:
-        """A session with a host stands: it is not dead."""
+        """A session with a host stands: it is not dead. What it was asked to do slowly, it is still asked to do slowly."""
         if not self.failures:
             return self
+        alive = evolve(self, failures=0, parked_until_seconds=0.0)
+        if self.rate_share(now_seconds) < 1:
+            return evolve(alive, size=min(FIRST, self._size(now_seconds)), since_seconds=now_seconds)
         return evolve(
-            self, failures=0, parked_until_seconds=0.0, size=min(FIRST, self.maximum), starting=True,
+            alive, size=min(FIRST, self.maximum), starting=True,
             since_seconds=now_seconds, step_seconds=FIRST_STEP_SECONDS,
         )  # fmt: skip
 
     def refused(self, standing: int, now_seconds: float, jitter: float) -> Window:
-        """No host of the destination could be connected to, while `standing` other connections to it stand."""
+        """No host of the destination could be connected to, while `standing` other connections to it stand. Many that are lost at
+        once are no answer to "how many?": the step doubles only for one more that was tried after it."""
         if standing > 0:
             size = max(1.0, min(self._size(now_seconds), float(standing)))
-            learned = not self.starting and self._size(now_seconds) >= self.maximum
-            step = FIRST_STEP_SECONDS if self.starting or learned else min(2 * self.step_seconds, MOST_STEP_SECONDS)
-            return evolve(self, size=size, starting=False, since_seconds=now_seconds, step_seconds=step)
-        if now_seconds < self.parked_until_seconds:
-            return self  # an attempt that began before: it says nothing new
+            step = self.step_seconds
+            if self.starting or self._size(now_seconds) >= self.maximum:
+                step = FIRST_STEP_SECONDS
+            elif now_seconds - self.since_seconds >= step:
+                step = min(2 * step, MOST_STEP_SECONDS)
+            since_seconds = max(now_seconds, self.since_seconds)  # which lies ahead while it rests
+            return evolve(self, size=size, starting=False, since_seconds=since_seconds, step_seconds=step)
+        if self.closed_seconds(now_seconds) > 0:
+            return self  # an attempt that began before, or was answered by "slow down": it says nothing new
         park = _doubled(FIRST_PARK_SECONDS, self.failures, MOST_PARK_SECONDS) * (0.75 + jitter / 2)
         return evolve(self, failures=self.failures + 1, parked_until_seconds=now_seconds + park)
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from relaycluster.policy.window import (
     FIRST,
     FIRST_PARK_SECONDS,
+    FIRST_STEP_SECONDS,
     MOST_PARK_SECONDS,
     MOST_STEP_SECONDS,
     RECOVERY_SECONDS,
@@ -42,6 +43,8 @@ def play(window: Window, events: list[tuple[str, int, float]]) -> tuple[Window, 
         assert 0 <= window.allowed(now) <= window.maximum
         assert 0 < window.rate_share(now) <= 1
         assert 0 <= window.closed_seconds(now) <= 1.25 * MOST_PARK_SECONDS
+        if window.closed_seconds(now):
+            assert window.matters(now)
     return window, now
 
 
@@ -59,6 +62,7 @@ def test_it_always_comes_back(events: list[tuple[str, int, float]], maximum: int
     now += max(RECOVERY_SECONDS, maximum * MOST_STEP_SECONDS)
     assert window.allowed(now) == maximum
     assert window.rate_share(now) == 1
+    assert not window.matters(now)
 
 
 def test_slow_start() -> None:
@@ -95,6 +99,18 @@ def test_refused_while_others_stand() -> None:
     gaps = [after - before for before, after in pairwise(tries)]
     assert 5 <= len(tries) <= 12, tries
     assert gaps == sorted(gaps)
+
+
+def test_lost_all_at_once() -> None:
+    """A network fails for a moment and twenty connections break off together: that is one piece of news. It is careful again, with one
+    connection, and has all twenty back within a minute."""
+    window = Window(20)
+    for _ in range(20):
+        window = window.answered()
+    for left in range(19, -1, -1):
+        window = window.refused(max(1, left), 1000, 0.5)
+    assert (window.allowed(1000), window.step_seconds) == (1, FIRST_STEP_SECONDS)
+    assert window.allowed(1060) == 20
 
 
 def test_a_dead_destination() -> None:
@@ -140,6 +156,21 @@ def test_slow_down() -> None:
     assert [again.allowed(now + 30 * n) for n in range(4)] == [2, 3, 4, 5]
     assert again.rate_share(now + RECOVERY_SECONDS / 2) < 1
     assert again.rate_share(now + RECOVERY_SECONDS) == 1
+
+
+def test_slow_down_in_a_greeting() -> None:
+    """The attempts that were under way when the host said it are no sign of a dead host, nor do they shorten the rest; and a
+    host that was dead meanwhile is still sent to slowly when it is back."""
+    slowed = Window(20).slowed(2, 0, 0.5)
+    assert slowed.refused(0, 1, 0.5) == slowed
+    assert slowed.refused(1, 1, 0.5).allowed(5) == 1
+    parked = slowed.refused(0, 10, 0.5)
+    assert parked.failures == 1
+    back = parked.opened(25)
+    for _ in range(20):
+        back = back.answered()
+    assert (back.allowed(25), back.allowed(34), back.allowed(36), back.allowed(66)) == (1, 1, 2, 3)
+    assert back.rate_share(25) < 1
 
 
 def test_the_maximum_is_changed() -> None:
