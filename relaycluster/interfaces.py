@@ -313,7 +313,7 @@ class IThrottle(Interface):
 
     def share(limit: str, incarnation: int, maximum: int, snapshot: Snapshot) -> Deferred[int]:
         """How many connections of the limit this node should keep at most: `maximum`, unless other nodes got fewer than they wanted in
-        the last three seconds; then an equal part of it, rounded up."""
+        the last three seconds; then an equal part of it, rounded down, which may be none."""
 
 
 class IOperations(Interface):

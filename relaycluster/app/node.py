@@ -377,8 +377,9 @@ class Node(Service):
         self._delivery.look_again()
 
     def _view(self) -> tuple[Snapshot, int] | None:
-        snapshot = self._heart.snapshot
-        return (snapshot, self._heart.member.incarnation) if snapshot is not None else None
+        """The cluster and our incarnation in it, while the lease is proven: before a new life has seen the cluster there is none."""
+        heart = self._heart
+        return (heart.snapshot, heart.member.incarnation) if heart.snapshot is not None and heart.valid() else None
 
     def _listen(self) -> None:
         config = self._config
@@ -416,6 +417,7 @@ class Node(Service):
         delivering = [member for member in snapshot.members if "delivery" in member.roles and not member.draining]
         self._metrics.ring_nodes.set(len(delivering))
         if self._partitions is not None:
+            self._limits.see(self._heart.member.incarnation)
             self._suspensions.see(snapshot.suspensions).addErrback(lambda failure: failure.trap(QueueError))
             self._partitions.see(snapshot, self._heart.member.incarnation)
             self._show_load(delivering)
@@ -460,7 +462,6 @@ class Node(Service):
         self._partitions.forget()
         if self._delivery is not None:
             self._delivery.life_is_over()
-        self._limits.renew()
         return None
 
     def _trouble(self, place: str) -> Callable[[BaseException], None]:

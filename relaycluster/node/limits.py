@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from attrs import define
 from twisted.internet.defer import Deferred
@@ -19,6 +18,9 @@ SHARE_SECONDS = 1.0
 """How often a process asks whether others wish for connections of a limit that it uses."""
 SETTLE_SECONDS = 0.5
 """How long a connection's place is kept for the next one before the cluster hears that it is free."""
+GIVEN_WAY_SECONDS = 1.5
+"""Who gave a place up, since there are fewer than nodes that want one, does not ask for it before so long: the others try once a
+second."""
 MOST_SLOTS = 40
 """So many slots are asked for at once."""
 DEALT = 5
@@ -41,8 +43,11 @@ class _Held:
 class ConnectionLimits:
     """How many connections this process has for each limit. Reserve before connecting, free when the connection is gone.
 
+    `snapshot` gives the membership and our incarnation while our lease is proven: without it nothing is reserved.
+
     A limit that several domains share may be used on several nodes. While others wish for more, `shares` says how many of it this
-    process keeps; what it has beyond ends as soon as it is free, and `on_surplus` ends one that is idle.
+    process keeps; what it has beyond ends as soon as it is free, and `on_surplus` ends one that is idle. Where there are fewer
+    connections than nodes that want one that is none: the nodes take turns.
     """
 
     def __init__(
@@ -55,6 +60,8 @@ class ConnectionLimits:
         self._surplus: set[str] = set()
         self._renewed: set[str] = set()
         self._shared: set[str] = set()
+        self._incarnation = 0
+        self._gave_way: dict[str, float] = {}  # and until when
         self._share_timer: IDelayedCall | None = None
         self.shares: dict[str, int] = {}
         self.on_surplus: Callable[[str], object] = lambda _limit: False
@@ -63,10 +70,14 @@ class ConnectionLimits:
     async def reserve(self, limit: str, maximum: int, shared: bool = False) -> bool:
         """One more connection, if the cluster's other connections of the limit leave room for it. `shared` when other nodes may
         use the limit as well."""
-        held = self._held.setdefault(limit, _Held())
+        view = self._snapshot()
+        if view is None or self._gives_way(limit):
+            return False
+        held = self._held.get(limit) or _Held()
         held.maximum = maximum
         if held.open >= min(maximum, self.shares.get(limit, maximum)):
             return False
+        self._held[limit] = held
         if shared:
             self._shared.add(limit)
             if self._share_timer is None:
@@ -74,11 +85,8 @@ class ConnectionLimits:
         held.open += 1
         if held.open <= held.granted:
             return True
-        view = self._snapshot()
         try:
-            if view is None:
-                raise QueueError("no membership yet")
-            held.granted = await self._throttle.hold(limit, view[1], held.open, maximum, view[0])
+            held.granted = await self._ask(limit, held, view)
         except QueueError:
             held.granted = -1  # unknown: the cluster may count it, and must hear that it is not there
             self.free(limit)
@@ -92,6 +100,17 @@ class ConnectionLimits:
         self.free(limit)
         return False
 
+    async def _ask(self, limit: str, held: _Held, view: tuple[Snapshot, int]) -> int:
+        """How many connections the cluster grants us. What it granted to a former life of ours, others may have by now."""
+        while True:
+            granted = await self._throttle.hold(limit, view[1], held.open, held.maximum, view[0])
+            now = self._snapshot()
+            if now is None:
+                raise QueueError("the lease ran out meanwhile")
+            if now[1] == view[1]:
+                return granted
+            view = now
+
     def open_of(self, limit: str) -> int:
         """How many connections of the limit this process has."""
         held = self._held.get(limit)
@@ -100,6 +119,8 @@ class ConnectionLimits:
     def is_surplus(self, limit: str) -> bool:
         """Whether we have more connections than we should: others wish for their share, or the cluster granted fewer since our
         incarnation changed. One that is free shall end."""
+        if not self.shares and not self._renewed:  # nearly always
+            return False
         held = self._held.get(limit)
         if limit in self.shares and held is not None and held.open > self.shares[limit]:
             return True
@@ -115,17 +136,23 @@ class ConnectionLimits:
         held = self._held[limit]
         held.open -= 1
         self._surplus.add(limit)
-        if self._timer is None:
-            self._timer = self._clock.callLater(SETTLE_SECONDS, self._give_back)
+        share = self.shares.get(limit)
+        if share == 0:
+            self._gave_way[limit] = self._clock.seconds() + GIVEN_WAY_SECONDS
+        self._tell_within(SETTLE_SECONDS if share is None else 0)
 
-    def renew(self) -> None:
-        """We have a new incarnation: say again what is held."""
+    def see(self, incarnation: int) -> None:
+        """The cluster has shown itself to us under this incarnation. If it is a new one, what is held is said again: the former one
+        counts as dead, and the others may have its places."""
+        if incarnation == self._incarnation:
+            return
+        self._incarnation = incarnation
         for limit, held in self._held.items():
             held.granted = 0
             self._surplus.add(limit)
             self._renewed.add(limit)
-        if self._surplus and self._timer is None:
-            self._timer = self._clock.callLater(0, self._give_back)
+        if self._surplus:
+            self._tell_within(0)
 
     def stop(self) -> None:
         """No timer is left behind."""
@@ -150,7 +177,7 @@ class ConnectionLimits:
 
     def _keep_share(self, share: int, limit: str) -> None:
         held = self._held.get(limit)
-        if held is None or share >= held.maximum:
+        if held is None or not held.open or share >= held.maximum:
             self.shares.pop(limit, None)
             return
         self.shares[limit] = share
@@ -158,27 +185,52 @@ class ConnectionLimits:
             if not self.on_surplus(limit):
                 break
 
+    def _gives_way(self, limit: str) -> bool:
+        """Whether it is the others' turn."""
+        until = self._gave_way.get(limit)
+        if until is None:
+            return False
+        if self._clock.seconds() < until:
+            return True
+        del self._gave_way[limit]
+        return False
+
+    def _tell_within(self, seconds: float) -> None:
+        if self._timer is None:
+            self._timer = self._clock.callLater(seconds, self._give_back)
+        elif self._timer.getTime() > self._clock.seconds() + seconds:
+            self._timer.reset(seconds)
+
     def _give_back(self) -> None:
         self._timer = None
-        surplus, self._surplus = self._surplus, set()
         view = self._snapshot()
+        if view is None:
+            self._tell_within(SHARE_SECONDS)  # the lease ends with us, or is proven again
+            return
+        surplus, self._surplus = self._surplus, set()
         for limit in surplus:
             held = self._held.get(limit)
-            if view is None or held is None or held.open == held.granted:
+            if held is None or held.open == held.granted:
                 continue
             held.granted = min(held.granted, held.open)
             done = self._throttle.hold(limit, view[1], held.open, held.maximum, view[0])
-            done.addCallbacks(partial(setattr, held, "granted"), self._not_told, errbackArgs=(limit,))
+            done.addCallbacks(self._told, self._not_told, callbackArgs=(limit, view[1]), errbackArgs=(limit,))
             if not held.open:
                 del self._held[limit]
 
+    def _told(self, granted: int, limit: str, incarnation: int) -> None:
+        view = self._snapshot()
+        if view is None or view[1] != incarnation:
+            self._not_told(None, limit)
+        elif limit in self._held:
+            self._held[limit].granted = granted
+
     def _not_told(self, failure: object, limit: str) -> None:
-        """Redis is away: the lease would end with us, but say it again when we can."""
+        """Redis is away, or our life is over: the lease would end with us, but say it again when we can."""
         held = self._held.setdefault(limit, _Held())
         held.granted = -1
         self._surplus.add(limit)
-        if self._timer is None:
-            self._timer = self._clock.callLater(1.0, self._give_back)
+        self._tell_within(SHARE_SECONDS)
 
 
 class Pace:

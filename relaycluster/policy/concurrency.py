@@ -40,8 +40,9 @@ def take_slots(
 
 def fair_share(holders: Iterable[int], wishing: Iterable[int], incarnation: int, maximum: int) -> int:
     """How many connections `incarnation` should keep: all of `maximum` while no other living one wishes for more; else its equal part
-    among all who hold or wish for some, rounded up, so that all are used."""
+    among all who hold or wish for some, rounded down: whoever wishes takes what the others leave, so that all are used. With
+    fewer connections than parties that is none: they take turns."""
     others = set(wishing) - {incarnation}
     if not others:
         return maximum
-    return -(-maximum // len({incarnation, *others, *holders}))
+    return maximum // len({incarnation, *others, *holders})

@@ -82,22 +82,24 @@ class ThrottleContract:
         self.assertEqual(await hold(3, 5, snapshot(2, 3)), 5)
 
     async def test_who_wishes_for_more_gets_a_share(self) -> None:
-        """One node holds all five: it may keep them while nobody wishes. Another got none: each should keep three at most. It has what it
-        wants now: nobody wishes any more. The wishes of the dead do not count."""
+        """One node holds all five: it may keep them while nobody wishes. Another got none: the first should keep two, so that
+        the other may have three. It has what it wants now: nobody wishes any more. The wishes of the dead do not count. Of one
+        connection for two each keeps none: they take turns."""
         everybody = snapshot(1, 2)
 
         async def hold(who: int, wanted: int) -> int:
             granted: int = await self.backend.throttle.hold("example.com", who, wanted, 5, everybody)
             return granted
 
-        async def share(who: int, view: Any = everybody) -> int:
-            found: int = await self.backend.throttle.share("example.com", who, 5, view)
+        async def share(who: int, view: Any = everybody, maximum: int = 5) -> int:
+            found: int = await self.backend.throttle.share("example.com", who, maximum, view)
             return found
 
         await hold(1, 5)
         self.assertEqual(await share(1), 5)
         self.assertEqual(await hold(2, 2), 0)
-        self.assertEqual([await share(1), await share(2)], [3, 5])
+        self.assertEqual([await share(1), await share(2)], [2, 5])
+        self.assertEqual(await share(1, maximum=1), 0)
         self.assertEqual(await share(1, snapshot(1)), 5)
         self.assertEqual([await hold(1, 3), await hold(2, 2), await share(1)], [3, 2, 5])
 

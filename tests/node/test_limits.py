@@ -9,9 +9,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from relaycluster.interfaces import QueueError
 from relaycluster.node.limits import ConnectionLimits, Pace
+from relaycluster.node.membership import Heart
 from relaycluster.policy.cluster import Snapshot
 from relaycluster.policy.rate import Rate
-from tests.node.world import World, result, run, snapshot
+from tests.node.world import World, a_member, result, run, snapshot
 
 MOST = 3
 
@@ -19,13 +20,16 @@ MOST = 3
 class Process:
     """One process' limits; `incarnation` may change."""
 
-    def __init__(self, world: World, incarnation: int, view: Snapshot) -> None:
-        self.incarnation, self.view = incarnation, view
-        self.limits = ConnectionLimits(world.clock, world.throttle, lambda: (self.view, self.incarnation))
+    def __init__(self, world: World, incarnation: int, view: Snapshot | None, most: int = MOST) -> None:
+        self.incarnation, self.view, self.most = incarnation, view, most
+        self.limits = ConnectionLimits(world.clock, world.throttle, self.membership)
         self.open = 0
 
+    def membership(self) -> tuple[Snapshot, int] | None:
+        return (self.view, self.incarnation) if self.view is not None else None
+
     def reserve(self) -> bool:
-        granted: bool = run(self.limits.reserve("big.example", MOST))
+        granted: bool = run(self.limits.reserve("big.example", self.most, True))
         self.open += granted
         return granted
 
@@ -96,7 +100,7 @@ class ConnectionLimitsTest(SynchronousTestCase):
         self.one.incarnation, self.one.view = 3, snapshot(2, 3)
         self.two.view = snapshot(2, 3)
         self.assertEqual([self.two.reserve() for _ in range(MOST)], [True] * MOST)  # ours are the dead's
-        self.one.limits.renew()
+        self.one.limits.see(3)
         self.world.clock.advance(0)
         self.one.free()
         self.assertFalse(self.one.reserve())
@@ -111,7 +115,7 @@ class ConnectionLimitsTest(SynchronousTestCase):
         self.one.incarnation, self.one.view = 3, snapshot(2, 3)
         self.two.view = snapshot(2, 3)
         self.assertEqual([self.two.reserve() for _ in range(MOST - 1)], [True] * (MOST - 1))
-        self.one.limits.renew()
+        self.one.limits.see(3)
         self.world.clock.advance(0)
         self.assertTrue(self.one.limits.is_surplus("big.example"))
         self.one.free()
@@ -121,9 +125,106 @@ class ConnectionLimitsTest(SynchronousTestCase):
         """…and where there is room, the cluster counts them under the new number."""
         self.one.reserve()
         self.one.incarnation, self.one.view = 3, snapshot(2, 3)
-        self.one.limits.renew()
+        self.one.limits.see(3)
         self.world.clock.advance(0)
         self.assertEqual(self.world.cluster.slots["big.example"][3], 1)
+
+    def test_a_new_life(self) -> None:
+        """The lease ran out, and joining takes a while. Nothing is said under the old number, or granted to it; when the cluster has shown
+        itself to the new one, it counts what stands."""
+        world = self.world
+        heart = Heart(world.clock, world.membership, a_member("n1"), 1.0, 3.0)  # type: ignore[arg-type]
+        one = Process(world, 0, None)
+
+        def membership() -> tuple[Snapshot, int] | None:
+            return (heart.snapshot, heart.member.incarnation) if heart.snapshot is not None and heart.valid() else None
+
+        one.limits = ConnectionLimits(world.clock, world.throttle, membership)  # type: ignore[arg-type]
+        heart.on_snapshot = lambda _snapshot: one.limits.see(heart.member.incarnation)
+        self.assertFalse(one.reserve())
+        run(heart.join())
+        first = heart.member.incarnation
+        self.assertEqual([one.reserve() for _ in range(MOST - 1)], [True] * (MOST - 1))
+        one.free()
+        world.throttle.holding.add("hold")
+        asked = Deferred.fromCoroutine(one.limits.reserve("big.example", MOST))  # its old place: granted already
+        asking = Deferred.fromCoroutine(one.limits.reserve("big.example", MOST))
+        world.membership.holding.add("join")
+        result(world.membership._store.leave(heart.member))  # the cluster takes us for dead
+        heart.hurry()
+        self.assertFalse(heart.valid())
+        self.assertFalse(one.reserve())
+        world.throttle.let_go()
+        self.assertEqual((result(asked), result(asking)), (True, False))
+        world.clock.advance(0.6)
+        self.assertEqual(world.throttle.count("hold"), 3)
+        world.membership.let_go()
+        world.advance(3, 0.5)
+        second = heart.member.incarnation
+        self.assertNotEqual(first, second)
+        self.assertEqual(world.cluster.slots["big.example"][second], 2)
+
+    def test_joined_anew_while_the_cluster_was_asked(self) -> None:
+        """The answer is about a life that is over: it is asked again."""
+        for _ in range(MOST - 1):
+            self.two.reserve()
+        self.world.throttle.holding.add("hold")
+        asking = Deferred.fromCoroutine(self.one.limits.reserve("big.example", MOST))
+        self.one.incarnation, self.one.view = 3, snapshot(2, 3)
+        self.world.throttle.let_go()
+        self.assertTrue(result(asking))
+        self.world.clock.advance(0)
+        self.assertEqual(self.world.cluster.slots["big.example"], {2: MOST - 1, 3: 1})
+
+    def test_fewer_connections_than_nodes(self) -> None:
+        """One connection and two nodes with mail, or two and three: each node has it for a good part of the time, never more
+        than there are, and whoever's turn it is need not wait for long."""
+        for nodes, most in ((2, 1), (3, 2)):
+            world = World()
+            processes = [Process(world, n, snapshot(*range(1, nodes + 1)), most) for n in range(1, nodes + 1)]
+            had = [0] * nodes
+            unused = 0
+            for n in range(1200):
+                for which, process in enumerate(processes):
+                    if n % 5 == 0 and process.open and process.limits.is_surplus("big.example"):
+                        process.free()  # after a few messages
+                        process.reserve()  # it would have the next at once
+                    elif process.open or n % 10 == 3 * which:  # who has none tries once a second
+                        process.reserve()
+                    had[which] += process.open > 0
+                world.clock.advance(0.1)
+                self.assertTrue(sum(each.open for each in processes) <= most)
+                unused += most - sum(each.open for each in processes)
+            self.assertTrue(min(had) >= 1200 * most / nodes / 2, had)
+            self.assertTrue(unused <= 1200 * most / 2, unused)
+
+    def test_a_share_that_comes_late(self) -> None:
+        """The connection ended while the cluster was asked for our share, which is none: we may have another one later."""
+        self.one.most = self.two.most = 1
+        self.one.reserve()
+        self.two.reserve()
+        self.world.throttle.holding.add("share")
+        self.world.clock.advance(1)
+        self.world.clock.advance(0.9)
+        self.one.free()
+        self.world.clock.advance(0.2)
+        self.world.throttle.let_go()
+        self.world.advance(5, 0.5)
+        self.assertTrue(self.one.reserve())
+
+    def test_shares_leave_nobody_out(self) -> None:
+        """Four connections, two nodes that hold them all, a third that wishes: all four are used, each node has one."""
+        processes = [Process(self.world, n, snapshot(1, 2, 3), 4) for n in (1, 2, 3)]
+        for process in processes[:2]:
+            self.assertEqual([process.reserve(), process.reserve()], [True, True])
+        for _ in range(100):
+            for process in processes:
+                while process.limits.is_surplus("big.example"):
+                    process.free()
+                process.reserve()
+            self.world.clock.advance(0.1)
+        self.assertEqual(sum(each.open for each in processes), 4)
+        self.assertTrue(all(each.open for each in processes))
 
     def test_two_at_once(self) -> None:
         """Two reservations on their way for one place: one gets it."""

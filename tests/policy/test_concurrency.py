@@ -62,11 +62,12 @@ def test_nonsense_is_refused() -> None:
 
 @given(st.sets(st.integers(0, 5)), st.sets(st.integers(0, 5)), st.integers(0, 5), st.integers(1, 20))
 def test_fair_share(holders: set[int], wishing: set[int], who: int, maximum: int) -> None:
-    """While nobody else wishes, everything; else parts that together use all, none of which is nothing."""
+    """While nobody else wishes, everything; else equal parts that leave something to whoever wishes, however many hold some."""
     share = fair_share(holders, wishing, who, maximum)
     parties = holders | wishing | {who}
-    assert 1 <= share <= maximum
+    assert 0 <= share <= maximum
     if wishing <= {who}:
         assert share == maximum
     else:
-        assert maximum <= share * len(parties) < maximum + len(parties)
+        assert maximum - len(parties) < share * len(parties) <= maximum
+        assert share * (len(parties) - 1) < maximum

@@ -1,7 +1,7 @@
 -- share: how many connections of a limit a node should keep, so that others who wish for some get their part. Writes nothing.
 -- KEYS: 1 limit's tag
 -- ARGV: 1 incarnation  2 maximum  3 next incarnation  4 living incarnations ',1,5,'
--- Result: the maximum when nobody else wishes for more; else an equal part of it, rounded up
+-- Result: the maximum when nobody else wishes for more; else an equal part of it, rounded down
 -- First write: none.
 -- needs: dead now
 local K = KEYS[1]
@@ -23,4 +23,4 @@ end
 if not wished then return tonumber(ARGV[2]) end
 local held = redis.call('HGETALL', K .. SLOTS)
 for n = 1, #held, 2 do add(held[n]) end
-return math.ceil(ARGV[2] / count)
+return math.floor(ARGV[2] / count)
