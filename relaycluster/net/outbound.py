@@ -59,6 +59,8 @@ PIECE = 64 * 1024
 _BURST = 4
 """Pieces that one connection writes before it lets the others have the reactor."""
 
+_BEFORE_CONTENT = frozenset({State.MAIL, State.RCPT, State.DATA})
+
 _REPLY_CLOSED = Reply.of(451, "4.4.2", "the connection was closed before the transaction began")
 _REPLY_GIVEN_UP = Reply.of(451, "4.3.0", "given up by this node")
 _REPLY_NO_CONTENT = Reply.of(451, "4.3.0", "the content could not be read")
@@ -68,8 +70,9 @@ def connect(reactor: Any, target: Target, settings: OutboundSettings) -> Deferre
     """A connection to the target whose session stands: greeting, EHLO and, by policy, TLS are done.
 
     Under "may", where TLS breaks off the host is asked again in clear at once; when that works, it is asked in clear from
-    the start for `tls.BROKEN_SECONDS`. Fails with `ConnectFailed` and nothing else; so it does when it is cancelled.
-    `reactor` provides IReactorTCP and IReactorTime.
+    the start for `tls.BROKEN_SECONDS`. Fails with `ConnectFailed` and nothing else, once the TCP connection is gone: whoever counts
+    connections must not count it any more. When it is cancelled it fails with it at once, and nothing that is begun then gets on its
+    way before the connection has been cut off. `reactor` provides IReactorTCP and IReactorTime.
     """
     policy, ours = target.tls, settings.tls
     if policy is not TLSPolicy.MAY:
@@ -112,6 +115,7 @@ def _session(
 
     def cancel(_established: Deferred[OutboundConnection]) -> None:
         connection.abort()
+        connection._fail()
         attempt.cancel()
 
     established: Deferred[OutboundConnection] = Deferred(cancel)
@@ -162,9 +166,11 @@ class OutboundConnection(Protocol):
         helo_name = target.helo_name or settings.helo_name
         self._conversation = ClientConversation(helo_name, target.host, target.tls if policy is None else policy)
         self._established: Deferred[OutboundConnection] | None = None
+        self._failure: ConnectFailed | None = None  # why it will not be established, until the connection is gone
         self._sending: Deferred[tuple[Outcome, ...]] | None = None
         self._transaction: Transaction | None = None
         self._began = 0.0  # the transaction
+        self._waits_since = 0.0  # for what the conversation waits for now
         self._is_connected = False
         self._given_up = False
         self._replies_before = 0
@@ -187,6 +193,14 @@ class OutboundConnection(Protocol):
     def is_gone(self) -> bool:
         """Whether the TCP connection is gone."""
         return not self._is_connected
+
+    @property
+    def silent_since(self) -> float | None:
+        """Since when the host owes a reply before the content of its first transaction: it has taken a connection, and whether it takes
+        mail nobody knows yet. None when it owes none, or has answered a transaction."""
+        if self.transactions_done or self._conversation.state not in _BEFORE_CONTENT:
+            return None
+        return self._waits_since
 
     @property
     def tls_used(self) -> str:
@@ -246,7 +260,14 @@ class OutboundConnection(Protocol):
 
     def abort(self) -> None:
         """Drop the connection. What is under way is deferred."""
-        self._give_up(_REPLY_GIVEN_UP)
+        self.give_up(_REPLY_GIVEN_UP)
+
+    def give_up(self, reply: Reply) -> None:
+        """Drop the connection, for a reason of ours: what is under way is deferred with `reply`."""
+        self._given_up = True
+        self._conversation.give_up(reply)
+        self._pump()
+        self._cut_off()
 
     # What Twisted says
 
@@ -304,6 +325,7 @@ class OutboundConnection(Protocol):
             self._conversation.connection_lost(_why_lost(reason))
         self._shaking_hands = None
         self._pump()
+        self._fail()
         on_closed, self.on_closed = self.on_closed, None
         if on_closed is not None:
             on_closed(self)
@@ -389,11 +411,19 @@ class OutboundConnection(Protocol):
                 self._timer = self._reactor.callLater(self._settings.timeouts.quit_seconds, self._cut_off)
             else:
                 transport.abortConnection()
-        established, self._established = self._established, None
-        if established is not None and event.outcome is not None:
+        if event.outcome is not None:
             # What we gave up ourselves is no sign of broken TLS.
             tls_failed = event.tls_failed and not self._given_up
-            established.errback(ConnectFailed(event.outcome, tls_failed=tls_failed))
+            self._failure = ConnectFailed(event.outcome, tls_failed=tls_failed)
+            if not self._is_connected:
+                self._fail()
+
+    def _fail(self) -> None:
+        """No session comes of it, and the connection is gone."""
+        failure, self._failure = self._failure, None
+        if failure is not None and self._established is not None:
+            established, self._established = self._established, None
+            established.errback(failure)
 
     def _start_tls(self) -> None:
         transport: Any = self.transport
@@ -469,18 +499,12 @@ class OutboundConnection(Protocol):
         if failure.check(CancelledError):
             return
         self._log.failure("The content for {target} could not be read", failure, target=str(self.target))
-        self._give_up(_REPLY_NO_CONTENT)
+        self.give_up(_REPLY_NO_CONTENT)
 
     # The ends
 
     def _cancelled(self, _sending: Deferred[tuple[Outcome, ...]]) -> None:
         self.abort()
-
-    def _give_up(self, reply: Reply) -> None:
-        self._given_up = True
-        self._conversation.give_up(reply)
-        self._pump()
-        self._cut_off()
 
     def _cut_off(self) -> None:
         if self._is_connected:
@@ -496,7 +520,7 @@ class OutboundConnection(Protocol):
             self._deadline = None
             return 0.0
         clock: IReactorTime = self._reactor
-        now = clock.seconds()
+        now = self._waits_since = clock.seconds()
         self._deadline = now + seconds
         if self._timer is None:
             # No stage is shorter than this, so no deadline that is set later comes before the timer.

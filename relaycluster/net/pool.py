@@ -3,13 +3,16 @@
 No policy about domains lives here: who may send to what, how fast and over how many connections, the delivery node
 decides before it asks. The pool keeps one promise: connecting, busy and idle connections together are never more than
 `most_connections`. An idle one gives way when another target needs its place; when there is none, who asks waits his turn,
-and attempts at hosts that do not answer are given up early, so that they do not use up all places.
+and hosts that do not answer are given up early, whether they take no connection or take one and then nothing, so that
+they do not use up all places.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import islice
+from operator import itemgetter
 
 from attrs import frozen
 from twisted.internet.defer import Deferred, fail, succeed
@@ -22,9 +25,12 @@ from relaycluster.mail.reply import Reply
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, Target
 
 SHARE_OF_CONNECTING = 0.25
-"""While others wait for a place, attempts that hang may hold no more than this part of all places…"""
+"""While others wait for a place, hosts that have not answered yet may hold no more than this part of all places…"""
 PATIENCE_SECONDS = 5.0
-"""…and each gets at least so long. A host that answers at all does so within one second."""
+"""…and each gets at least so long."""
+ANSWER_SECONDS = 1.0
+"""A host that answers at all does so within this. A connection on which a reply in the first transaction takes longer counts as one that
+is still being made."""
 
 _REPLY_HANGS = Reply.of(451, "4.4.1", "The host did not answer in time, while others waited for the connection's place")
 _REPLY_STOPPING = Reply.of(451, "4.3.2", "this node is stopping")
@@ -70,6 +76,7 @@ class ConnectionPool:
         self._busy: set[OutboundConnection] = set()
         self._idle: dict[Target, list[OutboundConnection]] = {}
         self._idle_since: OrderedDict[OutboundConnection, float] = OrderedDict()  # the longest idle first
+        self._fresh: set[OutboundConnection] = set()  # those that may not have answered a transaction yet
         self._closing: set[OutboundConnection] = set()
         self._waiting: OrderedDict[Deferred[OutboundConnection | None], Target] = OrderedDict()
         self._is_serving = False
@@ -102,8 +109,8 @@ class ConnectionPool:
 
     def acquire(self, target: Target) -> Deferred[OutboundConnection]:
         """An idle connection to the target, or a new one, as soon as there is a place for it. It is the caller's until
-        `release`. Fails with `ConnectFailed` only. May be cancelled; it fails with `ConnectFailed` or
-        `defer.CancelledError` then."""
+        `release`. Fails with `ConnectFailed`, or as `connect` does, which may have reasons of its own. May be cancelled; it fails with
+        `ConnectFailed` or `defer.CancelledError` then."""
         if self._all_gone is not None:
             return fail(ConnectFailed(outcome.Deferred(_REPLY_STOPPING, Stage.CONNECT, target.host)))
         connection = self.take(target)
@@ -117,7 +124,8 @@ class ConnectionPool:
 
         turn: Deferred[OutboundConnection | None] = Deferred(leave)
         self._waiting[turn] = target
-        self._end_what_hangs()
+        if self._pressing is None:
+            self._end_what_hangs()
 
         def my_turn(handed_over: OutboundConnection | None) -> Deferred[OutboundConnection]:
             return self._open(target) if handed_over is None else succeed(handed_over)
@@ -206,15 +214,37 @@ class ConnectionPool:
         """Somebody waits for a place. While hosts that do not answer hold more than their share of the places, the one that has been
         silent longest is given up early; one that was asked just now gets its time."""
         self._stop_pressing()
-        while self._waiting and self._attempts and self._connecting > self._most * SHARE_OF_CONNECTING:
-            attempt, since = next(iter(self._attempts.items()))
-            left = since + PATIENCE_SECONDS - self._clock.seconds()
+        now = self._clock.seconds()
+        while self._waiting:
+            silent = self._silent()
+            slow = sum(now - since >= ANSWER_SECONDS for _, since in silent)
+            if self._connecting + slow <= self._most * SHARE_OF_CONNECTING:
+                self._pressing = self._clock.callLater(ANSWER_SECONDS, self._end_what_hangs)
+                return
+            found: list[tuple[OutboundConnection | Deferred[OutboundConnection], float]]
+            found = [*silent, *islice(self._attempts.items(), 1)]
+            if not found:
+                return  # all were given up
+            hangs, since = min(found, key=itemgetter(1))
+            left = since + PATIENCE_SECONDS - now
             if left > 0:
                 self._pressing = self._clock.callLater(left, self._end_what_hangs)
                 return
-            del self._attempts[attempt]
-            self._given_up.add(attempt)
-            attempt.cancel()
+            if isinstance(hangs, Deferred):
+                del self._attempts[hangs]
+                self._given_up.add(hangs)
+                hangs.cancel()
+            else:
+                hangs.give_up(_REPLY_HANGS)
+
+    def _silent(self) -> list[tuple[OutboundConnection, float]]:
+        """Busy connections to hosts that owe a reply in their first transaction, and since when."""
+        self._fresh = {connection for connection in self._fresh if not connection.transactions_done}
+        return [
+            (connection, since)
+            for connection in self._fresh & self._busy
+            if (since := connection.silent_since) is not None
+        ]
 
     def _stop_pressing(self) -> None:
         if self._pressing is not None and self._pressing.active():
@@ -226,7 +256,7 @@ class ConnectionPool:
         attempt = self._connect(target)
         if not attempt.called:
             self._attempts[attempt] = self._clock.seconds()
-            if self._waiting:
+            if self._waiting and self._pressing is None:
                 self._end_what_hangs()
 
         def opened(connection: OutboundConnection) -> OutboundConnection:
@@ -237,6 +267,7 @@ class ConnectionPool:
                 self._retire(connection)
                 raise ConnectFailed(outcome.Deferred(_REPLY_STOPPING, Stage.CONNECT, target.host))
             self._busy.add(connection)
+            self._fresh.add(connection)
             return connection
 
         def not_opened(failure: Failure) -> Failure:
@@ -290,6 +321,7 @@ class ConnectionPool:
         """A connection is gone, whoever closed it, wherever it was."""
         self._closing.discard(connection)
         self._busy.discard(connection)
+        self._fresh.discard(connection)
         if connection in self._idle_since:
             self._forget_idle(connection)
         self.on_gone(connection)

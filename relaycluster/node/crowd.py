@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sized
 from typing import Protocol
 
 TRY_SECONDS = 0.5
@@ -15,7 +15,10 @@ class LimitReached(Exception):
 
 
 class Waits(Protocol):
-    """Who can stand in line."""
+    """Who can stand in line; `waiting` is what for."""
+
+    @property
+    def waiting(self) -> Sized: ...
 
     def take_turn(self) -> None:
         """There may be a connection now."""
@@ -63,11 +66,12 @@ class Crowd:
         return 0.0
 
     def freed(self, limit: str) -> None:
-        """A connection is free, or gone: the first in line may look."""
+        """A connection is free, or gone: the first in line that still needs one may look."""
         lanes = self._lanes.get(limit)
-        if lanes:
-            lane = next(iter(lanes))
-            del lanes[lane]
+        while lanes:
+            lane, _ = lanes.popitem(last=False)
             if not lanes:
                 del self._lanes[limit]
-            lane.take_turn()
+            if lane.waiting:
+                lane.take_turn()
+                return

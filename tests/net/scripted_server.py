@@ -133,6 +133,7 @@ class ScriptedServer(Factory):
         self.contents: list[bytes] = []
         self.sessions: set[ScriptedSession] = set()
         self.connections = 0
+        self.most_at_once = 0
         self.closed = 0
         self.tls: Any = None
 
@@ -141,4 +142,5 @@ class ScriptedServer(Factory):
         session.factory = self
         self.sessions.add(session)
         self.connections += 1
+        self.most_at_once = max(self.most_at_once, len(self.sessions))
         return session

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, inlineCallbacks
-from twisted.internet.error import ConnectionDone
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
@@ -178,6 +178,21 @@ class LoopbackTests(LoopbackCase):
         elsewhere = attrs.evolve(target, source="192.0.2.1")
         failed = yield self.assertFailure(connect(reactor, elsewhere, SETTINGS), ConnectFailed)
         self.assertEqual(failed.outcome.stage, Stage.CONNECT)
+
+    @inlineCallbacks
+    def test_never_two_of_one(self) -> Any:
+        """Whoever may have one connection and is refused, or gives up, asks again at once: the server never sees two."""
+        for greeting in ("554 go away", "421 busy", "rubbish", hang):
+            server = ScriptedServer(GREETING=[greeting, "220 hello"])
+            target = self.listen(server)
+            connecting = connect(reactor, target, SETTINGS)
+            if greeting is hang:
+                while not server.sessions:
+                    yield turn()
+                connecting.cancel()
+            yield self.assertFailure(connecting, ConnectFailed)
+            self.connections.append((yield connect(reactor, target, SETTINGS)))
+            self.assertEqual((server.connections, server.most_at_once), (2, 1), greeting)
 
     @inlineCallbacks
     def test_421_in_the_session(self) -> Any:
@@ -472,6 +487,9 @@ class TimeoutTests(SynchronousTestCase):
             self.assertNoResult(waiting)
         self.clock.advance(seconds * 0.002)
         self.assertTrue(self.transport.disconnecting or self.transport.aborting)
+        if waiting is self.established:
+            self.assertNoResult(waiting)
+            self.connection.connectionLost(Failure(ConnectionLost()))
         return waiting
 
     def test_greeting(self) -> None:
@@ -611,13 +629,46 @@ class TimeoutTests(SynchronousTestCase):
         self.assertTrue(self.transport.aborting)
 
     def test_a_server_that_does_not_let_go(self) -> None:
-        """After a polite end the connection is cut off when it does not close by itself."""
+        """After a polite end the connection is cut off when it does not close by itself. Until it is gone it counts as one."""
         self.says("554 no")
         self.assertTrue(self.transport.disconnecting)
         self.assertFalse(self.transport.aborting)
-        self.failureResultOf(self.established, ConnectFailed)
         self.clock.advance(5.1)
         self.assertTrue(self.transport.aborting)
+        self.assertNoResult(self.established)
+        self.connection.connectionLost(Failure(ConnectionLost()))
+        failed = self.failureResultOf(self.established, ConnectFailed).value
+        self.assertEqual(failed.outcome.reply.code, 554)
+
+    def test_silence(self) -> None:
+        """A host that owes a reply in its first transaction is silent since it was asked last; not while it has the content, nor
+        after it has answered one transaction."""
+        self.assertIsNone(self.connection.silent_since)
+        self.stand()
+        self.assertIsNone(self.connection.silent_since)
+        self.clock.advance(1)
+        sending = self.connection.send(transaction())
+        self.clock.advance(1)
+        self.assertEqual(self.connection.silent_since, 1)
+        self.says("250 ok", "250 ok")
+        self.clock.advance(1)
+        self.assertEqual(self.connection.silent_since, 2)
+        self.says("354 go")
+        self.assertIsNone(self.connection.silent_since)
+        self.says("250 ok")
+        self.successResultOf(sending)
+        self.connection.send(transaction())
+        self.assertIsNone(self.connection.silent_since)
+
+    def test_given_up_for_a_reason(self) -> None:
+        """What is under way is deferred with it; the connection is cut off, and is silent no more."""
+        self.stand()
+        sending = self.connection.send(transaction())
+        self.connection.give_up(Reply.of(451, "4.4.1", "too slow"))
+        (each,) = self.successResultOf(sending)
+        self.assertEqual((each.reply.lines, each.stage), (("too slow",), Stage.MAIL))
+        self.assertTrue(self.transport.aborting)
+        self.assertIsNone(self.connection.silent_since)
 
     def test_one_timer_for_all(self) -> None:
         """A thousand transactions leave one timer behind, and a lost connection none."""

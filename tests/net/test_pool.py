@@ -34,6 +34,8 @@ class FakeConnection:
         self.is_gone = False
         self.is_closing = False
         self.transactions_done = 0
+        self.silent_since: float | None = None
+        self.given_up: Any = None
         self.on_closed: Any = None
 
     def close(self) -> None:
@@ -41,6 +43,11 @@ class FakeConnection:
         self.is_closing = True
 
     def abort(self) -> None:
+        self.go()
+
+    def give_up(self, reply: Reply) -> None:
+        self.silent_since = None
+        self.given_up = reply
         self.go()
 
     def go(self) -> None:
@@ -150,6 +157,29 @@ class PoolTests(SynchronousTestCase):
         waiting[0].addErrback(answers.append)
         self.clock.advance(0.2)
         self.assertEqual((len(answers), self.pool.counts.waiting), (4, 0))
+
+    def test_a_host_that_takes_connections_and_no_mail_gives_way(self) -> None:
+        """Three hosts were connected to, and owe the reply to MAIL. Somebody waits: whoever has been silent for longest is given up when it
+        had its time. One that has the content, or has answered a transaction, is left alone."""
+        connections = [self.acquired(target) for target in (A, B, C)]
+        silent, sending, proven = connections
+        silent.silent_since = self.clock.seconds()
+        waiting = [self.pool.acquire(evolve(A, host=f"good{n}.example")) for n in range(3)]
+        proven.transactions_done = 1
+        proven.silent_since = 0.0
+        self.clock.advance(4.9)
+        self.assertIsNone(silent.given_up)
+        self.clock.advance(0.2)
+        self.assertEqual(silent.given_up.enhanced, "4.4.1")
+        self.network.succeed()
+        self.clock.advance(20)
+        self.assertEqual([each.given_up for each in (sending, proven)], [None, None])
+        sending.silent_since = self.clock.seconds()
+        self.clock.advance(6.1)
+        self.assertIsNotNone(sending.given_up)
+        self.network.succeed()
+        self.assertEqual([each.called for each in waiting], [True, True, False])
+        self.assert_counts(busy=3, waiting=1)
 
     def test_counts(self) -> None:
         """A connection is in one state at a time."""

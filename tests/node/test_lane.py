@@ -88,6 +88,13 @@ class FakeConnection(OutboundConnection):
         if not stays:
             self.go()
 
+    @property
+    def silent_since(self) -> float | None:
+        return self.sent[-1][2] if self.busy and not self.transactions_done else None
+
+    def give_up(self, reply: Reply) -> None:
+        self.answer(outcome.Deferred(reply, Stage.MAIL, self.target.host), stays=False)
+
     def stale(self) -> None:
         """The server had let go of it."""
         self.went_stale, self.usable = True, False
