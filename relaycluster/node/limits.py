@@ -181,7 +181,10 @@ class ConnectionLimits:
             self.shares.pop(limit, None)
             return
         self.shares[limit] = share
-        for _ in range(held.open - share):
+        self._end_idle(limit, held.open - share)
+
+    def _end_idle(self, limit: str, count: int) -> None:
+        for _ in range(count):
             if not self.on_surplus(limit):
                 break
 
@@ -223,7 +226,10 @@ class ConnectionLimits:
         if view is None or view[1] != incarnation:
             self._not_told(None, limit)
         elif limit in self._held:
-            self._held[limit].granted = granted
+            held = self._held[limit]
+            held.granted = granted
+            if limit in self._renewed:
+                self._end_idle(limit, held.open - granted)
 
     def _not_told(self, failure: object, limit: str) -> None:
         """Redis is away, or our life is over: the lease would end with us, but say it again when we can."""

@@ -108,7 +108,10 @@ class ConnectionLimitsTest(SynchronousTestCase):
         self.assertEqual(self.world.cluster.slots["big.example"], {2: MOST})
 
     def test_surplus(self) -> None:
-        """Under a new incarnation we hold more than is left for us: connections that are free shall end until it fits."""
+        """Under a new incarnation we hold more than is left for us: an idle connection ends at once, others when they are free, until it
+        fits."""
+        idle: list[str] = []
+        self.one.limits.on_surplus = idle.append  # there is none
         self.one.reserve()
         self.one.reserve()
         self.assertFalse(self.one.limits.is_surplus("big.example"))
@@ -117,6 +120,7 @@ class ConnectionLimitsTest(SynchronousTestCase):
         self.assertEqual([self.two.reserve() for _ in range(MOST - 1)], [True] * (MOST - 1))
         self.one.limits.see(3)
         self.world.clock.advance(0)
+        self.assertEqual(idle, ["big.example"])
         self.assertTrue(self.one.limits.is_surplus("big.example"))
         self.one.free()
         self.assertFalse(self.one.limits.is_surplus("big.example"))
