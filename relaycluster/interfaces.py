@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from attrs import field, frozen
 from zope.interface import Attribute, Interface
 
+from relaycluster.policy.pause import Pause, Why
+
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
 
@@ -241,8 +243,24 @@ class IQueue(Interface):
     def recover(owner: Ownership, snapshot: Snapshot) -> Deferred[Recovered]:
         """Put the items of dead holders back. Fails with `NotOwner`."""
 
-    def pause(owner: Ownership, domain: str, delay_ms: int) -> Deferred[None]:
-        """The domain is not due before `delay_ms` have passed, whatever arrives for it."""
+    def claim_overdue(
+        owner: Ownership,
+        domain: str,
+        message_class: MessageClass,
+        start: int,
+        limit: int,
+        number: int,
+        expired_before_ms: int,
+        delayed_before_ms: int,
+    ) -> Deferred[tuple[Sequence[Claim], int]]:
+        """Nothing can be sent to the domain for now: up to `limit` of its due items that must not wait for that, as they arrived before
+        `expired_before_ms`, or before `delayed_before_ms` and nobody has thought of a delay notice yet. In steps: the first `start` due
+        items of the class are passed over, and the result says how many to pass over next; -1 at the end. Claim numbers count up
+        from `number`; `unclaim` as for `claim`. Fails with `NotOwner`."""
+
+    def pause(owner: Ownership, domain: str, delay_ms: int, why: Why = Why.SPREAD, detail: str = "") -> Deferred[None]:
+        """The domain is not due before `delay_ms` have passed, whatever arrives for it, as long as something waits for it; 0: it is not
+        paused. `why` and `detail` are for whoever asks (`policy/pause.py`)."""
 
     def due(partitions: Sequence[int]) -> Deferred[Sequence[tuple[int, str, int]]]:
         """The poll: (partition, domain, due time) of what is due first in each of the partitions."""
@@ -319,18 +337,19 @@ class IThrottle(Interface):
 class IOperations(Interface):
     """What the owner of a partition does for the operator. Deferreds may fail with a `QueueError`."""
 
-    def acts(partition: int) -> Deferred[Sequence[Act]]:
-        """What operators did here and nobody has told the log yet, oldest first; at most 100."""
+    def acts(partition: int) -> Deferred[Sequence[tuple[Act, bytes]]]:
+        """What operators did here and nobody has told the log yet, oldest first; at most 100. Each with its record, for `told`."""
 
-    def told(partition: int, count: int) -> Deferred[None]:
-        """The log has the first `count` of them."""
+    def told(owner: Ownership, acts: Sequence[tuple[Act, bytes]]) -> Deferred[bool]:
+        """The log has these, as `acts` gave them, at least one. False, and nothing happens, when they were told before, or somebody else is
+        the owner."""
 
     def claim_bounces(owner: Ownership, limit: int, number: int) -> Deferred[Sequence[tuple[Claim, str]]]:
         """Up to `limit` items that an operator bounced, each with the operator's reason: they are in the caller's hands now, to be settled
         as failed. Claim numbers count up from `number`. Fails with `NotOwner`."""
 
-    def paused(partitions: Sequence[int]) -> Deferred[Sequence[tuple[int, str, int]]]:
-        """(partition, domain, until when) of all domains that are paused."""
+    def paused(partitions: Sequence[int]) -> Deferred[Sequence[tuple[int, str, Pause]]]:
+        """(partition, domain, until when and why) of all domains that are paused."""
 
     def trim_traces(partitions: Sequence[int], most_bytes: int) -> Deferred[int]:
         """The history of these partitions shall take no more memory than that: the oldest leaves. How many octets did."""
@@ -404,7 +423,7 @@ class Wanted:
 @frozen
 class DomainState:
     """A domain's queue in numbers. `waiting` items, `ready` of which are due; `next_ms` is when the domain is due next (0: nothing waits),
-    `paused_until_ms` until when it is kept back (0: it is not); `oldest_ms` the earliest arrival that was seen, exact while
+    `pause` until when it is kept back, and why (None: it is not); `oldest_ms` the earliest arrival that was seen, exact while
     `oldest_exact`; `last_reply` of the last deferral, at `last_reply_ms`; `owner` is the incarnation that owns its partition, 0 for nobody."""
 
     domain: str
@@ -412,12 +431,17 @@ class DomainState:
     waiting: int = 0
     ready: int = 0
     next_ms: int = 0
-    paused_until_ms: int = 0
+    pause: Pause | None = None
     oldest_ms: int = 0
     oldest_exact: bool = True
     last_reply: str = ""
     last_reply_ms: int = 0
     owner: int = 0
+
+    @property
+    def paused_until_ms(self) -> int:
+        """Until when it is kept back; 0: it is not."""
+        return self.pause.until_ms if self.pause is not None else 0
 
 
 @frozen

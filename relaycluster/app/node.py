@@ -352,7 +352,8 @@ class Node(Service):
             self._delivery.owner_of,
             self._delivery.claim_number,
             self._delivery.taken,
-            lambda domain: self._table.lookup(domain).limit_key(domain),
+            lambda: self._suspensions.table,
+            self._delivery.try_now,
             random.random,
             config.redis.trace_memory,
         )
@@ -371,9 +372,7 @@ class Node(Service):
     def _suspensions_changed(self, before: Suspensions, now: Suspensions) -> None:
         assert self._partitions is not None
         assert self._delivery is not None
-        self._operations.changed(before, now, list(self._partitions.owned)).addErrback(
-            lambda failure: failure.trap(QueueError)
-        )
+        self._operations.changed(before, now, list(self._partitions.owned))
         self._delivery.look_again()
 
     def _view(self) -> tuple[Snapshot, int] | None:
@@ -435,6 +434,7 @@ class Node(Service):
         owned = len(self._partitions.owned)
         self._metrics.ring_partitions_owned.set(owned)
         self.log.emit(events.PartitionsAcquired(len(partitions), owned))
+        self._operations.let_go(partitions)
         Deferred.fromCoroutine(self._janitor.look_at(partitions)).addErrback(lambda failure: failure.trap(QueueError))
 
     def _released(self, partitions: Sequence[int]) -> None:

@@ -54,13 +54,14 @@ class Attempt:
 
 @frozen
 class Act:
-    """What an operator did: `verb`, to which item or domain (`subject`), `who`, and why."""
+    """What an operator did: `verb`, to which item or domain (`subject`), `who`, and why. `domain` where its mail shall be tried now."""
 
     at_ms: int
     verb: str
     subject: str
     who: str
     reason: str = ""
+    domain: str = ""
 
 
 @frozen
@@ -109,7 +110,7 @@ def pack_attempts(identifier: str, attempts: Sequence[Attempt]) -> bytes:
 def pack_act(identifier: str, act: Act) -> bytes:
     """An operator's act for the item's history; `identifier` is empty where it is about a domain."""
     packed: bytes = _pack(
-        (mark(identifier), _ACT, act.at_ms, act.verb, act.subject, act.who, act.reason[:LONGEST_REPLY])
+        (mark(identifier), _ACT, act.at_ms, act.verb, act.subject, act.who, act.reason[:LONGEST_REPLY], act.domain)
     )
     return packed
 
@@ -141,7 +142,7 @@ def _record(values: tuple[object, ...]) -> Record | None:
         via = Via(host, address, tls, source)  # type: ignore[arg-type]
         return Attempt(at_ms, via, stage, result, reply, milliseconds / 1000, recipients)  # type: ignore[arg-type, operator]
     if values[1] == _ACT:
-        return Act(*fields[:5])  # type: ignore[arg-type]
+        return Act(*fields[:6])  # type: ignore[arg-type]
     if values[1] == _SPREAD:
         return Spread(*fields[:2])  # type: ignore[arg-type]
     return None

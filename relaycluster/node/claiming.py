@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredList
 
 from relaycluster.interfaces import NotOwner, QueueError
+from relaycluster.mail.envelope import MessageClass
 from relaycluster.mail.item import Claim
-from relaycluster.mail.outcome import Outcome
+from relaycluster.mail.outcome import Outcome, Stage
 from relaycluster.node.limits import SLOT_GRACE_SECONDS
 from relaycluster.node.means import Means
 from relaycluster.node.verdicts import recipients_left
+from relaycluster.policy import trouble
 from relaycluster.policy.cluster import Ownership
+from relaycluster.policy.pause import Why
 from relaycluster.policy.priority import shares
+from relaycluster.policy.trouble import LocalTrouble
 
 if TYPE_CHECKING:
     from relaycluster.node.lane import Lane
@@ -25,16 +29,17 @@ _ANY_TIME = float("inf")
 CROWDED_SECONDS = 1.0
 """How long to wait when the cluster's other connections leave no room for ours, or the queue is away."""
 DEAD_AFTER = 3
-"""After so many probes in a row that failed, the items of a dead destination follow their own schedule meanwhile."""
-SORTED_OUT = 5
-"""So many a second of them: their delay notices and their end come, and nobody else notices."""
+"""After so many probes in a row that failed, what is overdue for a dead destination does not wait for it any more."""
+SORTED_OUT = 50
+"""So many of them are in hand at once."""
+SUSPENDED = trouble.judge_local(Stage.ROUTING, LocalTrouble.SUSPENDED).outcome
 
 
 class Claiming:
     """The claiming side of one lane. `more` when the queue may hold due items; `busy` while an answer is awaited; nothing is claimed
     before `not_before_seconds`."""
 
-    __slots__ = ("_lane", "_means", "_number", "_turn", "busy", "more", "not_before_seconds")
+    __slots__ = ("_lane", "_means", "_number", "_sorted_until_seconds", "_turn", "busy", "more", "not_before_seconds")
 
     def __init__(self, lane: Lane, means: Means) -> None:
         self.more = False
@@ -42,6 +47,7 @@ class Claiming:
         self.not_before_seconds = 0.0
         self._turn = 0
         self._number = 0
+        self._sorted_until_seconds = 0.0
         self._lane = lane
         self._means = means
 
@@ -63,20 +69,23 @@ class Claiming:
         suspension = means.suspended(lane.domain, lane.limit)
         if suspension is not None:
             self.more = False  # the poll finds it again when the pause is over, or was lifted
-            self.pause(owner, suspension.pause_ms(means.queue.now_ms(), means.jitter()))
+            pause_ms = suspension.pause_ms(means.queue.now_ms(), means.jitter())
+            self.pause(owner, pause_ms, Why.SUSPENDED, suspension.subject)
+            self._begin(self._sort_out(owner, SUSPENDED))
             return
         opening = lane.opening
         reach = opening.reach
         closed_seconds = opening.closed_seconds(now) if reach.troubled or opening.group.troubled else 0.0
         if closed_seconds > 0:
-            if reach.window.failures >= DEAD_AFTER and reach.outcome is not None:
-                if now < reach.sorted_until_seconds:
-                    lane.wait(reach.sorted_until_seconds - now)
-                    return
-                reach.sorted_until_seconds = now + 1.0
+            lane.wait(closed_seconds)
+            is_parked = now < reach.window.parked_until_seconds
+            if closed_seconds >= CROWDED_SECONDS:
+                said = str(reach.outcome.reply) if is_parked and reach.outcome is not None else ""
+                self.pause(owner, int(closed_seconds * 1000), Why.PARKED if is_parked else Why.RESTING, said)
+            is_dead = reach.window.failures >= DEAD_AFTER and now >= self._sorted_until_seconds
+            if is_dead and reach.outcome is not None:
+                self._sorted_until_seconds = now + closed_seconds
                 self._begin(self._sort_out(owner, reach.outcome))
-            else:
-                lane.wait(closed_seconds)
             return
         if reach.troubled and opening.is_probed_by_another():
             lane.wait(CROWDED_SECONDS)
@@ -92,9 +101,10 @@ class Claiming:
         """Claim nothing for so long."""
         self.not_before_seconds = max(self.not_before_seconds, self._means.clock.seconds() + seconds)
 
-    def pause(self, owner: Ownership, delay_ms: int) -> None:
+    def pause(self, owner: Ownership, delay_ms: int, why: Why, detail: str = "") -> None:
         """The domain leaves the candidates for so long: it is not found again and again by the poll."""
-        self._means.queue.pause(owner, self._lane.domain, delay_ms).addErrback(lambda failure: failure.trap(QueueError))
+        paused = self._means.queue.pause(owner, self._lane.domain, delay_ms, why, detail)
+        paused.addErrback(lambda failure: failure.trap(QueueError))
 
     def _begin(self, run: object) -> None:
         self.busy = True
@@ -112,7 +122,7 @@ class Claiming:
                     means.metrics.throttled["rate"].inc()
                     lane.wait(retry_seconds)
                     if retry_seconds >= CROWDED_SECONDS:
-                        self.pause(owner, int(retry_seconds * 1000))
+                        self.pause(owner, int(retry_seconds * 1000), Why.RATE)
                     return
                 if means.owner_of(lane.partition) != owner:
                     return  # lost while we stood in line; the slots are forfeited
@@ -134,15 +144,23 @@ class Claiming:
             self.busy = False
             lane.pump()
 
-    async def _sort_out(self, owner: Ownership, result: Outcome) -> None:
-        """The destination is dead, and stays so for now: a few items more follow their own schedule, as if they had been tried."""
+    async def _sort_out(self, owner: Ownership, why: Outcome) -> None:
+        """Nothing can be sent to the destination for now: what is overdue fails, or its sender hears of the delay; all else waits untouched."""
         lane, means = self._lane, self._means
+        settlement = means.settlement
         try:
-            claims = await self._ask(owner, SORTED_OUT)
-            self._got(claims, SORTED_OUT)
-            for claim in claims:
-                means.settlement.settle(claim, [(who, result) for who in recipients_left(claim)])
-            lane.wait(1.0)
+            for each in MessageClass:
+                start = 0
+                while start >= 0 and means.owner_of(lane.partition) == owner:
+                    number = self._number = means.number()
+                    claims, start = await means.queue.claim_overdue(
+                        owner, lane.domain, each, start, SORTED_OUT, number, *settlement.overdue_before_ms()
+                    )
+                    for claim in claims:
+                        means.taken(claim)
+                    await DeferredList(
+                        [settlement.sort_out(claim, [(who, why) for who in recipients_left(claim)]) for claim in claims]
+                    )
         except NotOwner:
             means.lost(owner)
         except QueueError:

@@ -162,6 +162,11 @@ class Delivery:
         if self.owner_of(partition_of(domain, self._queue.partitions)) is not None:
             self.lane(domain).wake()
 
+    def try_now(self, domain: str) -> None:
+        """An operator wants what waits for the domain to be tried now."""
+        if self.owner_of(partition_of(domain, self._queue.partitions)) is not None:
+            self.lane(domain).try_now()
+
     def life_is_over(self) -> None:
         """Our incarnation has ended: what waits in our hands is somebody else's by now; what is being sent will not be finished."""
         for lane in list(self._lanes.values()):

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import assert_never
 
+from attrs import evolve
+
 from relaycluster.interfaces import IQueue
 from relaycluster.mail.address import Address
 from relaycluster.mail.history import LONGEST_REPLY, NOWHERE, Attempt, Via, pack_attempt, pack_attempts
@@ -78,6 +80,14 @@ class Tried:
                 for result, texts in list(by_outcome.items())[:MOST_ATTEMPTS]
             ]
         return pack_attempts(claim.item.id, attempts)
+
+    def not_tried(self, claim: Claim, pairs: Sequence[tuple[Address, Outcome]]) -> bytes:
+        """The history of a claim that was looked at, and not tried for the reason that the outcomes give."""
+        if not self._queue.traces or not pairs:
+            return b""
+        attempt = self._attempt(pairs[0][1], NOWHERE, 0.0)
+        reply = f"not tried: {attempt.reply}"[:LONGEST_REPLY]
+        return pack_attempt(claim.item.id, evolve(attempt, reply=reply))
 
     def _attempt(self, result: Outcome, via: Via, seconds: float, recipients: tuple[str, ...] = ()) -> Attempt:
         if isinstance(result, Delivered):

@@ -132,7 +132,7 @@ class Janitor:
     async def _finish(self, partition: int, work: str) -> None:
         if work == OPERATOR_WORK:
             if self._operations is not None:
-                await self._operations.look_at(partition)
+                self._operations.look_at(partition)  # what is due behind it need not wait for a long list of bounces
             return
         if work == SPREAD_WORK:
             for items in await self._queue.spreads(partition):

@@ -133,6 +133,13 @@ class Lane:
         self.claiming.more = True
         self.pump()
 
+    def try_now(self) -> None:
+        """An operator wants what waits to be tried now, whatever is known of the hosts."""
+        now = self.means.clock.seconds()
+        self.opening.try_now(now)
+        self.claiming.not_before_seconds = now
+        self.wake()
+
     def look_again(self) -> None:
         """Something outside has changed: the lease, the queue, or what is suspended."""
         if self.waiting and self.means.suspended(self.domain, self.limit) is not None:

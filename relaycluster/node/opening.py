@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from relaycluster.mail import outcome
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, Target
 from relaycluster.node.attempts import attempted
-from relaycluster.node.claiming import CROWDED_SECONDS, DEAD_AFTER
+from relaycluster.node.claiming import CROWDED_SECONDS
 from relaycluster.node.crowd import LimitReached
 from relaycluster.node.means import Means
 from relaycluster.node.reach import Reach
@@ -60,6 +60,10 @@ class Opening:
         if not reach.troubled and not group.troubled:
             return 0.0
         return max(reach.window.closed_seconds(now), group.window.closed_seconds(now))
+
+    def try_now(self, now: float) -> None:
+        """An operator wants to know whether the hosts can be reached now. A rest that a provider asked for stays."""
+        self.reach.become(self.reach.window.probed_at_once(now))
 
     def has_room(self, now: float) -> bool:
         """Whether one more connection of this lane is allowed, as far as this process knows."""
@@ -221,9 +225,4 @@ class Opening:
         for claim, _ in lane.waiting:
             means.settlement.settle(claim, [(who, result) for who in recipients_left(claim)])
         lane.waiting.clear()
-        closed_seconds = self.closed_seconds(now)
-        if closed_seconds > 0 and self.reach.window.failures < DEAD_AFTER:
-            owner = means.owner_of(lane.partition)
-            if owner is not None:
-                lane.claiming.pause(owner, int(closed_seconds * 1000))
         means.crowd.freed(lane.limit)  # whoever stands in line for the same hosts has nothing to wait for

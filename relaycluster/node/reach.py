@@ -11,13 +11,12 @@ from relaycluster.policy.window import Window
 class Reach:
     """A destination's window as it stands. `learns` tells the hot path whether answers matter, `troubled` whether it is
     parked, resting, or was; `outcome` is what the last
-    connection that could not be made means for mail; `sorted_until_seconds` is for `node/claiming.py`."""
+    connection that could not be made means for mail."""
 
-    __slots__ = ("__weakref__", "learns", "outcome", "sorted_until_seconds", "troubled", "window")
+    __slots__ = ("__weakref__", "learns", "outcome", "troubled", "window")
 
     def __init__(self, maximum: int) -> None:
         self.outcome: outcome.Deferred | outcome.Failed | None = None
-        self.sorted_until_seconds = 0.0
         self.become(Window(maximum))
 
     def become(self, window: Window) -> None:

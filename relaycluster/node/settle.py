@@ -82,7 +82,7 @@ class Settlement:
         self._rules = rules
         self._allowance = allowance
         self.tried = Tried(queue)
-        self._unwritten: deque[Callable[[], None]] = deque()
+        self._unwritten: deque[Callable[[], object]] = deque()
         self._timer: IDelayedCall | None = None
         self.on_settled: Callable[[Claim], None] = lambda _claim: None
 
@@ -146,7 +146,7 @@ class Settlement:
         """The content of a message for several domains is needed by one item less; the janitor finds what fails here."""
         self._queue.leave_home(item).addErrback(lambda failure: failure.trap(QueueError))
 
-    def later(self, failure: Failure, again: Callable[[], None]) -> None:
+    def later(self, failure: Failure, again: Callable[[], object]) -> None:
         """Keep it, and try again soon: the queue is away, or full."""
         if not failure.check(QueueError):
             self._log.emit(
@@ -167,18 +167,32 @@ class Settlement:
 
     # Everything else
 
-    def settle(self, claim: Claim, pairs: Sequence[Pair]) -> None:
-        """Some recipients were not delivered. `pairs` has each recipient that was attempted, with its outcome."""
+    def settle(self, claim: Claim, pairs: Sequence[Pair]) -> Deferred[None]:
+        """Some recipients were not delivered. `pairs` has each recipient that was attempted, with its outcome. Fires when that was recorded,
+        or is kept for later."""
         self._metrics_of(pairs)
-        self._attempt_to_settle(claim, pairs, self.tried.settled(claim, pairs), repeated=False)
+        return self._attempt_to_settle(claim, pairs, self.tried.settled(claim, pairs))
 
-    def _attempt_to_settle(self, claim: Claim, pairs: Sequence[Pair], history: bytes, repeated: bool) -> None:
+    def overdue_before_ms(self) -> tuple[int, int]:
+        """What arrived before the first time has expired; of what arrived before the second the sender shall have heard."""
+        now_ms, settings = self._queue.now_ms(), self._settings
+        delay_ms = int(settings.delay_notice_seconds * 1000)
+        return now_ms - int(settings.lifetime_seconds * 1000), now_ms - delay_ms if delay_ms else 0
+
+    def sort_out(self, claim: Claim, pairs: Sequence[Pair]) -> Deferred[None]:
+        """Nothing can be sent to the destination for now, and the item is overdue: it fails, or its sender hears of the delay, and it is due as
+        before. Nothing was tried: no attempt is counted. `pairs` has its recipients with why. Fires as `settle`."""
+        return self._attempt_to_settle(claim, pairs, self.tried.not_tried(claim, pairs), tried=False)
+
+    def _attempt_to_settle(
+        self, claim: Claim, pairs: Sequence[Pair], history: bytes, repeated: bool = False, tried: bool = True
+    ) -> Deferred[None]:
         def settled(_: None) -> None:
             self.on_settled(claim)
 
         def failed(failure: Failure) -> None:
             if failure.check(QueueError):
-                self.later(failure, lambda: self._attempt_to_settle(claim, pairs, history, repeated=True))
+                self.later(failure, lambda: self._attempt_to_settle(claim, pairs, history, True, tried))
                 return
             # A fault of our own would come again and again: the operator shall look at the item.
             self._log.emit(
@@ -186,7 +200,8 @@ class Settlement:
             )
             self.set_aside(claim, "its outcome could not be recorded")
 
-        Deferred.fromCoroutine(self._settle(claim, pairs, history, repeated)).addCallbacks(settled, failed)
+        done = Deferred.fromCoroutine(self._settle(claim, pairs, history, repeated, tried))
+        return done.addCallbacks(settled, failed)
 
     def set_aside(self, claim: Claim, why: str) -> None:
         """It can not be dealt with: the operator shall look at it."""
@@ -205,23 +220,23 @@ class Settlement:
             else:
                 self._metrics.delivery_attempt("failed", code)
 
-    async def _settle(self, claim: Claim, pairs: Sequence[Pair], history: bytes, repeated: bool = False) -> None:
+    async def _settle(self, claim: Claim, pairs: Sequence[Pair], history: bytes, repeated: bool, tried: bool) -> None:
         item = claim.item
         delivered = [pair for pair in pairs if isinstance(pair[1], outcome.Delivered)]
         deferred = [(who, each) for who, each in pairs if isinstance(each, outcome.Deferred)]
         failed = [(who, each) for who, each in pairs if isinstance(each, outcome.Failed)]
         now = self._queue.now_ms() / 1000
         arrived = item.arrived_ms / 1000
-        attempts = item.attempts + 1
+        attempts = item.attempts + tried
         expires_at = retry.expires(arrived, self._settings.lifetime_seconds)
         delay_seconds = 0.0
         expired: list[tuple[Address, outcome.Deferred]] = []
         if deferred:
-            after = retry.after_deferral(self._settings.schedule, attempts, self._jitter(), now, expires_at)
+            after = retry.after_deferral(self._settings.schedule, max(1, attempts), self._jitter(), now, expires_at)
             if isinstance(after, retry.Expired):
                 expired, deferred = deferred, []
                 failed += [(who, _expired(each)) for who, each in expired]
-            else:
+            elif tried:
                 delay_seconds = after.delay_seconds
         may_have_arrived = any(each.may_have_arrived for _, each in deferred)
         told, delay_notified, dropped = _successes(item.envelope, delivered), item.delay_notified, ""
@@ -242,10 +257,10 @@ class Settlement:
                 item,
                 envelope=evolve(item.envelope, recipients=tuple(who for who, _ in deferred)),
                 attempts=attempts,
-                last_reply=str(deferred[0][1].reply)[:LONGEST_LAST_REPLY],
+                last_reply=(item.last_reply if not tried else "") or str(deferred[0][1].reply)[:LONGEST_LAST_REPLY],
                 possible_duplicate=item.possible_duplicate or may_have_arrived,
-                holder_deaths=0,
-                delay_notified=delay_notified,
+                holder_deaths=0 if tried else item.holder_deaths,
+                delay_notified=delay_notified or not tried,  # whoever is not told now is not looked at again and again
             )
             settled = await self._queue.defer(claim, left, int(delay_seconds * 1000), notice, history)
         else:
@@ -254,12 +269,14 @@ class Settlement:
             # A stale holder reached some of them meanwhile: they have it, whatever happened to us.
             notes = await self._queue.notes(claim)
             remaining = [pair for pair in pairs if pair[0].text not in notes]
-            await self._settle(evolve(claim, delivered=notes), remaining, history, repeated=True)
+            await self._settle(evolve(claim, delivered=notes), remaining, history, True, tried)
             return
-        if not repeated or settled is Settled.DONE:
-            self._report(
-                item, delivered, deferred, failed, expired, attempts, delay_seconds, now - arrived, may_have_arrived
-            )
+        waited = now - arrived
+        if settled is Settled.DONE:
+            put_off = deferred if tried else []
+            self._report(item, delivered, put_off, failed, expired, attempts, delay_seconds, waited, may_have_arrived)
+        elif not repeated:  # it is another's, or held: only what was delivered is a fact
+            self._report(item, delivered, (), (), (), attempts, delay_seconds, waited, may_have_arrived)
         if settled is Settled.STALE:
             if delivered:
                 await self._queue.note(claim, [who.text for who, _ in delivered])

@@ -16,6 +16,7 @@ from relaycluster.mail.envelope import MessageClass
 from relaycluster.mail.history import Act
 from relaycluster.mail.item import Claim, Item, Notice
 from relaycluster.policy.cluster import Ownership, Snapshot
+from relaycluster.policy.pause import Pause, Why
 
 # Entries of an index that are not domains: work of the partition itself. A domain has no asterisk.
 SPREAD_WORK = "*spread"
@@ -59,7 +60,7 @@ class Partition:
     spread: dict[str, tuple[Item, ...]] = field(factory=dict)
     parts: dict[str, set[str]] = field(factory=dict)  # message → ids of its items
     homes: dict[str, int] = field(factory=dict)
-    paused: dict[str, int] = field(factory=dict)
+    paused: dict[str, Pause] = field(factory=dict)
     work: dict[str, int] = field(factory=dict)  # SPREAD_WORK, NOTICE_WORK, OPERATOR_WORK → due
     replies: dict[str, tuple[int, str]] = field(factory=dict)  # domain → when it last deferred something, and how
     acts: list[Act] = field(factory=list)  # what operators did and the log has not yet
@@ -122,9 +123,9 @@ class Partition:
         for item_id, due in self.waiting.items():
             domain = self.items[item_id].domain
             result[domain] = min(result.get(domain, due), due)
-        for domain, until in self.paused.items():
+        for domain, pause in self.paused.items():
             if domain in result:
-                result[domain] = max(result[domain], until)
+                result[domain] = max(result[domain], pause.until_ms)
         return result
 
     def owned_by(self, owner: Ownership) -> bool:
@@ -146,22 +147,51 @@ class Partition:
         claims: list[Claim] = []
         for _, due_ms, item_id in due[:limit]:
             self.unwait(item_id)
-            token = Token(self.owner, self.fence, number + len(claims), due_ms)
-            self.leased[item_id] = token
-            notes = self.notes.get(item_id, ())
-            item = self.items[item_id]
-            claims.append(Claim(item, self.number, token.encode(), self.bodies.get(item_id), notes))
+            claims.append(self.lease(item_id, number + len(claims), due_ms))
         return claims
+
+    def claim_overdue(
+        self,
+        domain: str,
+        message_class: MessageClass,
+        start: int,
+        limit: int,
+        number: int,
+        expired_before_ms: int,
+        delayed_before_ms: int,
+        now_ms: int,
+    ) -> tuple[list[Claim], int]:
+        """waiting → leased, of the due items those that must not wait for a destination that gets nothing now; and how many to pass over
+        next, -1 at the end."""
+        due = sorted(
+            (due, item_id)
+            for item_id, due in self.waiting.items()
+            if due <= now_ms
+            and self.items[item_id].domain == domain
+            and self.items[item_id].message_class is message_class
+        )
+        claims: list[Claim] = []
+        for looked, (due_ms, item_id) in enumerate(due[start:]):
+            if len(claims) == limit:
+                return claims, start + looked - len(claims)
+            item = self.items[item_id]
+            if item.arrived_ms < expired_before_ms or (not item.delay_notified and item.arrived_ms < delayed_before_ms):
+                self.unwait(item_id)
+                claims.append(self.lease(item_id, number + len(claims), due_ms))
+        return claims, -1
+
+    def lease(self, item_id: str, number: int, due_ms: int) -> Claim:
+        """It is in the owner's hands."""
+        token = self.leased[item_id] = Token(self.owner, self.fence, number, due_ms)
+        body, notes = self.bodies.get(item_id), self.notes.get(item_id, ())
+        return Claim(self.items[item_id], self.number, token.encode(), body, notes)
 
     def claim_bounces(self, limit: int, number: int) -> list[tuple[Claim, str]]:
         """bouncing → leased, for the owner, who settles them as failed."""
         found: list[tuple[Claim, str]] = []
         for due_ms, item_id in sorted((since, item_id) for item_id, since in self.bouncing.items())[:limit]:
             del self.bouncing[item_id]
-            token = self.leased[item_id] = Token(self.owner, self.fence, number + len(found), due_ms)
-            notes = self.notes.get(item_id, ())
-            claim = Claim(self.items[item_id], self.number, token.encode(), self.bodies.get(item_id), notes)
-            found.append((claim, self.reasons[item_id]))
+            found.append((self.lease(item_id, number + len(found), due_ms), self.reasons[item_id]))
         self.operator_idle()
         return found
 
@@ -186,11 +216,16 @@ class Partition:
             self.waiting[item_id] = due_ms
 
     def unwait(self, item_id: str) -> None:
-        """It waits no more; with a domain's last item its last reply goes."""
+        """It waits no more; with a domain's last item its last reply goes, and its pause."""
         domain = self.items[item_id].domain
         del self.waiting[item_id]
-        if all(self.items[other].domain != domain for other in self.waiting):
+        if not self.waits_for(domain):
             self.replies.pop(domain, None)
+            self.paused.pop(domain, None)
+
+    def waits_for(self, domain: str) -> bool:
+        """Whether anything does."""
+        return any(self.items[item_id].domain == domain for item_id in self.waiting)
 
     def set_aside(self, claim: Claim, now_ms: int) -> str:
         """leased → held."""
@@ -326,10 +361,10 @@ class Partition:
                 waiting.append(item_id)
         return waiting, held
 
-    def pause(self, domain: str, until_ms: int, now_ms: int) -> None:
-        """The domain is not due before."""
-        if until_ms > now_ms:
-            self.paused[domain] = until_ms
+    def pause(self, domain: str, until_ms: int, now_ms: int, why: Why, detail: str) -> None:
+        """The domain is not due before, while anything waits for it."""
+        if until_ms > now_ms and self.waits_for(domain):
+            self.paused[domain] = Pause(until_ms, why, detail)
         else:
             self.paused.pop(domain, None)
 
@@ -352,4 +387,6 @@ class Partition:
             found.append("work for the operator that the index does not show, or shows in vain")
         if not set(self.replies) <= {self.items[item_id].domain for item_id in self.waiting}:
             found.append("a last reply of a domain for which nothing waits")
+        if not set(self.paused) <= {self.items[item_id].domain for item_id in self.waiting}:
+            found.append("a domain is paused for which nothing waits")
         return found

@@ -5,6 +5,8 @@ Each act is one transition of the lifecycle (docs/design/queue.md, "The operator
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attrs import evolve
 
 from relaycluster.mail.history import Act, pack_act
@@ -70,7 +72,6 @@ def requeue(place: Partition, act: Act, seen: Item, reset: bool, now_ms: int) ->
         return "changed"
     if reset:
         place.items[item_id] = evolve(seen, attempts=0)
-    place.unwait(item_id)
     place.waiting[item_id] = now_ms
     tell(place, act, item_id)
     return "done"
@@ -117,7 +118,10 @@ def flush(place: Partition, act: Act, now_ms: int) -> int:
     return len(later)
 
 
-def told(place: Partition, count: int) -> None:
-    """The log has the first acts."""
-    del place.acts[:count]
+def told(place: Partition, acts: Sequence[Act]) -> bool:
+    """The log has these, if they are still the first."""
+    if place.acts[: len(acts)] != list(acts):
+        return False
+    del place.acts[: len(acts)]
     place.operator_idle()
+    return True

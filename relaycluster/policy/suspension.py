@@ -19,6 +19,10 @@ RESUME_SPREAD_MS = 10_000
 """Domains that are resumed together come back over so long: their hosts do not see all of them at once."""
 
 
+RECENTLY_MS = 60_000
+"""What was ended so recently is told by a node that did not know of it, too: it came and went between two of its looks."""
+
+
 def subject_of(limit: str, shared: Container[str]) -> str:
     """What a suspension of this limit is about; a limit that is not among the `shared` ones is that of one domain."""
     return LIMIT + limit if limit in shared else limit
@@ -37,6 +41,10 @@ class Suspension:
     def holds(self, now_ms: int) -> bool:
         """Whether it is not over."""
         return not self.until_ms or now_ms < self.until_ms
+
+    def was_ended_since(self, ms: int) -> bool:
+        """Whether somebody ended it, not before that time: it did not just run out."""
+        return self.until_ms == self.since_ms > ms
 
     def pause_ms(self, now_ms: int, jitter: float) -> int:
         """For how long the domain leaves the candidates now; `jitter` in [0, 1) spreads those that a suspension ends for."""
@@ -77,15 +85,26 @@ class Suspensions:
 
     def changes(self, newer: Suspensions, now_ms: int) -> tuple[Suspensions, Suspensions]:
         """What a newer table says otherwise: those that hold since, and those that were ended before their time, which stand there with
-        who ended them."""
+        who ended them; also one of which the older table did not know, if that was just now."""
         changed = [each for name, each in newer._of.items() if self._of.get(name) != each]
         begun = [each for each in changed if each.holds(now_ms)]
-        ended = [each for each in changed if each.subject in self._of and not each.holds(now_ms)]
+        ended = [
+            each
+            for each in changed
+            if not each.holds(now_ms) and (each.subject in self._of or each.was_ended_since(now_ms - RECENTLY_MS))
+        ]
         return Suspensions.build(begun), Suspensions.build(ended)
 
-    def matches(self, domain: str, limit: str) -> bool:
-        """Whether any of them, over or not, is about the domain."""
-        return self.lookup(domain, limit, 0) is not None
+    def keeps(self, subject: str, until_ms: int, now_ms: int) -> bool:
+        """Whether a domain that was paused for this subject until then stays so: what keeps it back holds, and does not end sooner."""
+        if until_ms - now_ms <= RESUME_SPREAD_MS:
+            return True  # it comes back by itself
+        found = self._of.get(subject)
+        return (
+            found is not None
+            and found.holds(now_ms)
+            and (not found.until_ms or until_ms <= found.until_ms + RESUME_SPREAD_MS)
+        )
 
     def __len__(self) -> int:
         return len(self._of)

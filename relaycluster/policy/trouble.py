@@ -56,6 +56,7 @@ class LocalTrouble(Enum):
     TOO_LARGE = "too-large"
     TOO_MANY_HOPS = "too-many-hops"
     EXPIRED = "expired"
+    SUSPENDED = "suspended"
     INTERNAL = "internal"
 
 
@@ -87,6 +88,7 @@ LOCAL_REPLIES: Mapping[LocalTrouble, Reply] = MappingProxyType(
         LocalTrouble.TOO_LARGE: Reply.of(552, "5.3.4", "The message is larger than the host accepts"),
         LocalTrouble.TOO_MANY_HOPS: Reply.of(554, "5.4.6", "Too many hops: the message is in a loop"),
         LocalTrouble.EXPIRED: Reply.of(554, "5.4.7", "The message could not be delivered within its lifetime"),
+        LocalTrouble.SUSPENDED: Reply.of(451, "4.3.0", "Delivery to the destination is suspended at this system"),
         LocalTrouble.INTERNAL: Reply.of(451, "4.3.0", "A local error; the message will be tried again"),
     }
 )
@@ -119,6 +121,7 @@ _LOCAL_SCOPES: Mapping[LocalTrouble, Scope] = MappingProxyType(
         LocalTrouble.NO_ADDRESS: Scope.DESTINATION,
         LocalTrouble.DNS_UNAVAILABLE: Scope.DESTINATION,
         LocalTrouble.LOOPS_TO_US: Scope.DESTINATION,
+        LocalTrouble.SUSPENDED: Scope.DESTINATION,
         LocalTrouble.TOO_MANY_HOPS: Scope.MESSAGE,
         LocalTrouble.EXPIRED: Scope.MESSAGE,
         LocalTrouble.INTERNAL: Scope.MESSAGE,

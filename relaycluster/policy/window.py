@@ -140,6 +140,10 @@ class Window:
             requests=requests,
         )
 
+    def probed_at_once(self, now_seconds: float) -> Window:
+        """The operator wants to know: the next probe need not wait."""
+        return evolve(self, parked_until_seconds=min(self.parked_until_seconds, now_seconds))
+
     def with_maximum(self, maximum: int) -> Window:
         """The operator changed the number; what was learned stays."""
         return evolve(self, maximum=maximum)

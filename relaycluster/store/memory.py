@@ -28,10 +28,12 @@ from relaycluster.interfaces import (
     Tally,
 )
 from relaycluster.mail import history, queue_id
+from relaycluster.mail.envelope import MessageClass
 from relaycluster.mail.item import Claim, Item, Notice
 from relaycluster.policy import backoff, concurrency, throttle
 from relaycluster.policy.cluster import Member, Ownership, Snapshot
 from relaycluster.policy.lifecycle import Partition
+from relaycluster.policy.pause import Why
 from relaycluster.policy.ring import partition_of
 from relaycluster.policy.suspension import Suspension
 
@@ -165,6 +167,28 @@ class MemoryQueue:
 
         return self._cluster.answer(transition)
 
+    def claim_overdue(
+        self,
+        owner: Ownership,
+        domain: str,
+        message_class: MessageClass,
+        start: int,
+        limit: int,
+        number: int,
+        expired_before_ms: int,
+        delayed_before_ms: int,
+    ) -> Deferred[tuple[Sequence[Claim], int]]:
+        place = self._owned(owner)
+
+        def transition() -> tuple[Sequence[Claim], int]:
+            if not place.owned_by(owner):
+                raise NotOwner(f"partition {owner.partition} has another owner")
+            return place.claim_overdue(
+                domain, message_class, start, limit, number, expired_before_ms, delayed_before_ms, self.now_ms()
+            )
+
+        return self._cluster.answer(transition)
+
     def _owned(self, owner: Ownership) -> Partition:
         return self._cluster.partitions[owner.partition]
 
@@ -259,12 +283,14 @@ class MemoryQueue:
 
         return self._cluster.answer(transition)
 
-    def pause(self, owner: Ownership, domain: str, delay_ms: int) -> Deferred[None]:
+    def pause(
+        self, owner: Ownership, domain: str, delay_ms: int, why: Why = Why.SPREAD, detail: str = ""
+    ) -> Deferred[None]:
         place = self._owned(owner)
 
         def transition() -> None:
             if place.owned_by(owner):
-                place.pause(domain, self.now_ms() + delay_ms, self.now_ms())
+                place.pause(domain, self.now_ms() + delay_ms, self.now_ms(), why, detail)
 
         return self._cluster.answer(transition)
 

@@ -27,6 +27,7 @@ from relaycluster.mail.item import Claim
 from relaycluster.policy import operation
 from relaycluster.policy.cluster import Ownership, Snapshot
 from relaycluster.policy.lifecycle import Partition
+from relaycluster.policy.pause import Pause
 from relaycluster.policy.ring import partition_of
 from relaycluster.policy.suspension import Suspension, Suspensions
 from relaycluster.store.memory import MemoryCluster, MemoryQueue
@@ -62,7 +63,7 @@ class MemoryOperator:
 
     def requeue(self, shown: Shown, reset: bool, who: str, reason: str) -> Deferred[Operated]:
         def transition(place: Partition, act: Act, now: int) -> str:
-            return operation.requeue(place, act, shown.item, reset, now)
+            return operation.requeue(place, evolve(act, domain=shown.item.domain), shown.item, reset, now)
 
         verb = "requeue --reset" if reset else "requeue"
         return self._act(verb, shown.item.id, who, reason, transition)
@@ -84,7 +85,7 @@ class MemoryOperator:
     def flush(self, domain: str, who: str, reason: str) -> Deferred[int]:
         def transition() -> int:
             now = self._cluster.clock_ms()
-            return operation.flush(self._of(domain), Act(now, "flush", domain, who, reason), now)
+            return operation.flush(self._of(domain), Act(now, "flush", domain, who, reason, domain), now)
 
         return self._cluster.answer(transition)
 
@@ -157,14 +158,14 @@ class MemoryOperator:
         now, place = self._cluster.clock_ms(), self._of(domain)
         dues = {item_id: due for item_id, due in place.waiting.items() if place.items[item_id].domain == domain}
         said, text = place.replies.get(domain, (0, ""))
-        until = place.paused.get(domain, 0)
+        pause = place.paused.get(domain)
         return DomainState(
             domain,
             place.number,
             len(dues),
             sum(due <= now for due in dues.values()),
             place.index().get(domain, 0),
-            until if until > now else 0,
+            pause if pause is not None and pause.until_ms > now else None,
             min((queue_id.time_ms(item_id) for item_id in dues), default=0),
             True,
             text,
@@ -192,11 +193,18 @@ class MemoryOperator:
 
     # The owner's part
 
-    def acts(self, partition: int) -> Deferred[Sequence[Act]]:
-        return self._cluster.answer(lambda: self._cluster.partitions[partition].acts[:100])
+    def acts(self, partition: int) -> Deferred[Sequence[tuple[Act, bytes]]]:
+        return self._cluster.answer(
+            lambda: [(act, history.pack_act("", act)) for act in self._cluster.partitions[partition].acts[:100]]
+        )
 
-    def told(self, partition: int, count: int) -> Deferred[None]:
-        return self._cluster.answer(lambda: operation.told(self._cluster.partitions[partition], count))
+    def told(self, owner: Ownership, acts: Sequence[tuple[Act, bytes]]) -> Deferred[bool]:
+        place = self._cluster.partitions[owner.partition]
+
+        def transition() -> bool:
+            return place.owned_by(owner) and operation.told(place, [act for act, _ in acts])
+
+        return self._cluster.answer(transition)
 
     def claim_bounces(self, owner: Ownership, limit: int, number: int) -> Deferred[Sequence[tuple[Claim, str]]]:
         place = self._cluster.partitions[owner.partition]
@@ -208,12 +216,12 @@ class MemoryOperator:
 
         return self._cluster.answer(transition)
 
-    def paused(self, partitions: Sequence[int]) -> Deferred[Sequence[tuple[int, str, int]]]:
+    def paused(self, partitions: Sequence[int]) -> Deferred[Sequence[tuple[int, str, Pause]]]:
         return self._cluster.answer(
             lambda: [
-                (number, domain, until)
+                (number, domain, pause)
                 for number in partitions
-                for domain, until in self._cluster.partitions[number].paused.items()
+                for domain, pause in self._cluster.partitions[number].paused.items()
             ]
         )
 

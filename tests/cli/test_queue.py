@@ -213,7 +213,7 @@ def test_acts(world: World) -> None:
     assert act(world, queue_acts.delete, domain="example.com", states=("ready",), yes=True).json["done"] == 2
     assert act(world, queue_acts.hold, "rubbish").status == NOT_DONE
     partition = partition_of("example.com", PARTITIONS)
-    told = [(each.verb, each.who) for each in done(world.backend.operations.acts(partition))]
+    told = [(each.verb, each.who) for each, _ in done(world.backend.operations.acts(partition))]
     assert told[0] == ("hold", "bob")
     assert {who for _, who in told[1:]} == {"alice@console"}
     assert [verb for verb, _ in told[1:]] == [

@@ -178,7 +178,7 @@ class RedisBackend:
             index = await ask("ZRANGE", name("INDEX"), 0, -1, "WITHSCORES")
             shown = {d: int(float(s)) for d, s in zip(index[::2], index[1::2], strict=True) if not d.startswith(b"*")}
             paused = dict(zip(*[iter(await ask("HGETALL", name("PAUSED")))] * 2, strict=True))
-            wanted = {d: max(min(s), int(paused.get(d, 0))) for d, s in domains.items()}
+            wanted = {d: max(min(s), int(paused.get(d, b"0").split(b":")[0])) for d, s in domains.items()}
             if shown != wanted and not all(shown.get(d, 0) <= w for d, w in wanted.items()):
                 found_bugs.append(f"{partition}: index {shown} is not {wanted}")
             if set(shown) != set(domains):

@@ -12,6 +12,7 @@ from relaycluster.mail.history import Act, Attempt, Spread, Via
 from relaycluster.mail.item import Claim, Item
 from relaycluster.policy.cluster import Ownership
 from relaycluster.policy.lifecycle import OPERATOR_WORK
+from relaycluster.policy.pause import Why
 from relaycluster.policy.ring import partition_of
 from relaycluster.policy.suspension import Suspensions
 from tests.contract.backends import PARTITIONS, over_all_backends
@@ -245,15 +246,34 @@ class OperatorContract:
         await self.backend.operator.flush("example.com", WHO, WHY)
         await self.act("delete", item)
         await self.act("delete", item)
-        acts = await self.backend.operations.acts(owner.partition)
+        found = await self.backend.operations.acts(owner.partition)
+        acts = [act for act, _ in found]
         self.assertEqual([act.verb for act in acts], ["hold", "release", "flush", "delete"])
         self.assertEqual({(act.who, act.reason) for act in acts}, {(WHO, WHY)})
         self.assertEqual([act.subject for act in acts], [item.id, item.id, "example.com", item.id])
         self.assertIn(OPERATOR_WORK, [domain for _, domain, _ in await self.queue.due([owner.partition])])
-        await self.backend.operations.told(owner.partition, 3)
-        self.assertEqual([act.verb for act in await self.backend.operations.acts(owner.partition)], ["delete"])
-        await self.backend.operations.told(owner.partition, 1)
+        self.assertEqual([act.domain for act in acts], ["", "", "example.com", ""])
+        told = self.backend.operations.told
+        self.assertTrue(await told(owner, found[:3]))
+        self.assertFalse(await told(owner, found[:3]))
+        left = await self.backend.operations.acts(owner.partition)
+        self.assertEqual([act.verb for act, _ in left], ["delete"])
+        heir = await self.own(who=BOB, view=snapshot(BOB))
+        self.assertFalse(await told(owner, left))
+        self.assertTrue(await told(heir, left))
         self.assertEqual(await self.queue.due([owner.partition]), [])
+
+    async def test_a_requeue_keeps_what_is_known(self) -> None:
+        """The domain's last reply stays, though it is its only item; its owner is told what to try."""
+        item, owner = await self.put("scheduled")
+        (shown,) = await self.backend.operator.show(item.id)
+        await self.backend.operator.requeue(shown, False, WHO, WHY)
+        self.assertEqual(await self.backend.violations(), [])
+        self.assertEqual((await self.backend.operator.domain("example.com")).last_reply, "451 no")
+        act, _ = (await self.backend.operations.acts(owner.partition))[-1]
+        self.assertEqual((act.verb, act.domain), ("requeue", "example.com"))
+        tally = await self.queue.tally(range(PARTITIONS))
+        self.assertEqual((tally.waiting, tally.ready, tally.domains), (1, 1, (("example.com", 1),)))
 
     async def test_acts_work_when_full(self) -> None:
         """An operator can empty a full queue."""
@@ -265,7 +285,7 @@ class OperatorContract:
             await self.backend.operator.flush("example.com", WHO, WHY)
             self.assertEqual(await self.act("bounce", item), Operated.DONE)
             self.assertEqual(len(await self.backend.operations.claim_bounces(owner, 5, 9)), 1)
-            await self.backend.operations.told(owner.partition, 9)
+            await self.backend.operations.told(owner, await self.backend.operations.acts(owner.partition))
             await self.backend.suspensions.suspend("example.com", 60, WHO, WHY)
         finally:
             await self.backend.empty()
@@ -488,10 +508,25 @@ class OperatorContract:
         """An owner finds what it kept back."""
         owner = await self.own()
         await self.queue.enqueue(an_item(), b"x", None)
-        await self.queue.pause(owner, "example.com", 60_000)
-        ((partition, domain, until),) = await self.backend.operations.paused(range(PARTITIONS))
+        await self.queue.pause(owner, "example.com", 60_000, Why.SUSPENDED, "limit:a:b ö")
+        ((partition, domain, pause),) = await self.backend.operations.paused(range(PARTITIONS))
         self.assertEqual((partition, domain), (owner.partition, "example.com"))
-        self.assertTrue(until > self.queue.now_ms())
+        self.assertEqual((pause.why, pause.detail), (Why.SUSPENDED, "limit:a:b ö"))
+        self.assertTrue(pause.until_ms > self.queue.now_ms())
+        self.assertEqual((await self.backend.operator.domain("example.com")).pause, pause)
+        await self.queue.pause(owner, "example.com", 0)
+        self.assertEqual((await self.backend.operator.domain("example.com")).pause, None)
+
+    async def test_a_pause_leaves_with_the_last_item(self) -> None:
+        """Nothing is kept of domains for which nothing waits."""
+        item, owner = await self.put("scheduled")
+        await self.queue.pause(owner, "example.com", 60_000)
+        await self.act("hold", item)
+        self.assertEqual(await self.backend.operations.paused(range(PARTITIONS)), [])
+        await self.queue.pause(owner, "example.com", 60_000)
+        self.assertEqual(await self.backend.operations.paused(range(PARTITIONS)), [])
+        await self.act("release", item)
+        self.assertEqual((await self.backend.operator.domain("example.com")).ready, 1)
 
 
 over_all_backends(OperatorContract, globals())

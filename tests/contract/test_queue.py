@@ -246,6 +246,51 @@ class QueueContract:
         self.assertEqual([claim.item.id for claim in claims], [an_item(2).id, an_item(3).id])
         self.assertEqual(await self.queue.finish(kept, True, None), Settled.DONE)
 
+    async def test_overdue(self) -> None:
+        """Of what is due, that which expired, and that whose delay nobody thought of yet; whatever else waits is left alone, and in steps
+        everything is looked at. A notice is as old as its arrival, not as its id, which is that of the message it speaks of."""
+        owner, now = await self.own(), self.queue.now_ms()
+        arrivals = {
+            1: now - 9000,
+            2: now - 9000,
+            3: now - 5000,
+            4: now - 5000,
+            5: now - 1000,
+            6: now - 1000,
+            7: now - 9000,
+        }
+        for number, arrived in arrivals.items():
+            identifier = queue_id.make(now - 9000 if number == 6 else arrived, owner.partition, number)
+            changes = {"id": identifier, "arrived_ms": arrived, "delay_notified": number in (2, 4)}
+            await self.queue.enqueue(evolve(an_item(number), **changes), b"x", None)
+        for claim in await self.queue.claim(owner, "example.com", 9, 64):
+            if claim.item.id.endswith("7"):
+                await self.queue.defer(claim, claim.item, 60_000, None)
+            else:
+                await self.queue.put_back(claim)
+        found: list[str] = []
+        start, number = 0, 128
+        while start >= 0:
+            claims, start = await self.queue.claim_overdue(
+                owner, "example.com", MessageClass.NORMAL, start, 2, number, now - 8000, now - 4000
+            )
+            self.assertTrue(len(claims) <= 2)
+            number += 64
+            found += [claim.item.id[-1] for claim in claims]
+        self.assertEqual(sorted(found), ["1", "2", "3"])
+        await self.sound()
+        claims, start = await self.queue.claim_overdue(
+            owner, "example.com", MessageClass.BULK, 0, 2, number, now - 8000, now - 4000
+        )
+        self.assertEqual((claims, start), ([], -1))
+        await self.queue.unclaim(owner, 128, 2)
+        waiting = await self.queue.claim(owner, "example.com", 9, 900)
+        self.assertEqual(sorted(claim.item.id[-1] for claim in waiting), ["1", "2", "4", "5", "6"])
+        with self.assertRaises(NotOwner):
+            await self.queue.claim_overdue(
+                evolve(owner, fence=99), "example.com", MessageClass.NORMAL, 0, 2, 1, now, now
+            )
+
     async def test_set_aside(self) -> None:
         """What cannot be sent is held for the operator, once."""
         owner = await self.own()

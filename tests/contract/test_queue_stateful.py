@@ -48,6 +48,7 @@ DOMAINS = (_FIRST, _SAME, _OTHER)
 OPERATIONS = (
     *("enqueue", "enqueue", "lease", "lease", "large", "spread", "fan", "fan", "repeat", "cancel", "lose_edge"),
     *("claim", "claim", "claim", "claim", "deliver", "deliver", "fail", "defer", "put_back", "note", "again"),
+    *("claim_overdue", "claim_overdue"),
     *("leave_home", "queue_notice", "notice_done", "look_after", "sweep", "pause"),
     *("join", "beat", "beat", "die", "kill", "acquire", "acquire", "release", "recover", "recover"),
     *("hold", "unhold", "requeue", "bounce", "delete", "flush", "take_bounces", "take_bounces", "tell"),
@@ -156,8 +157,9 @@ class World:
             "domain": domain,
             "envelope": Envelope(Address("s@example.net", "example.net"), addresses),
             "size": 100 + self.number,
-            "arrived_ms": 1,
+            "arrived_ms": 1_700_000_000_000 + self.number,
             "message_class": list(MessageClass)[self.number % 3],
+            "delay_notified": self.number % 5 == 0,
         }
         return Item(**{**values, **changes})
 
@@ -381,6 +383,26 @@ class World:
             else:
                 self.takes(life, claims)
 
+    async def do_claim_overdue(self, a: int, b: int) -> None:
+        """Nothing can be sent: what arrived before some of the others, or all, is overdue."""
+        life, domain = self.a_life(a), DOMAINS[b % 3]
+        owner = life.owned.get(partition_of(domain, PARTITIONS)) if life is not None else None
+        if life is None or owner is None:
+            return
+        start = 0
+        while start >= 0:
+            self.number += 64
+            expired, delayed = 1_700_000_000_000 + self.number // 3, 1_700_000_000_000 + self.number // 2
+            each = list(MessageClass)[a % 3]
+            claims = await self.queue(
+                "claim_overdue", owner, domain, each, start, 1 + b // 3, self.number, expired, delayed
+            )
+            if isinstance(claims[0], NotOwner):
+                life.owned.pop(owner.partition)
+                return
+            self.takes(life, (claims[0][0], claims[1][0]))
+            start = claims[0][1]
+
     def a_claim(self, a: int, b: int) -> tuple[Life, tuple[Claim, Claim]] | None:
         life = self.a_life(a)
         if life is None or not life.claims:
@@ -593,10 +615,13 @@ class World:
     async def do_tell(self, a: int, b: int) -> None:
         partition = b % PARTITIONS
 
+        life = self.a_life(a)
+        owner = life.owned.get(partition) if life is not None else None
+
         async def acts(side: Any) -> Any:
             found = await side.operations.acts(partition)
-            await side.operations.told(partition, len(found))
-            return [(act.verb, act.subject) for act in found]
+            told = bool(found and owner is not None) and await side.operations.told(owner, found[: 1 + a])
+            return [(act.verb, act.subject, act.domain) for act, _ in found], told
 
         await self.both(acts)
 

@@ -13,6 +13,7 @@ GROWS = {"enqueue": "SET", "enqueue_spread": "HSETNX", "found": "HSETNX"}
 ONLY_READS = {"attempt_wait", "share"}
 FREES = {"DEL", "HDEL", "ZREM", "SREM"}
 READS = {
+    "LINDEX",
     "LLEN",
     "ZCARD",
     "GET",
@@ -36,7 +37,7 @@ def _functions() -> dict[str, str]:
     """The bodies of lua/lib's functions."""
     found: dict[str, str] = {}
     for path in (
-        *("back", "clock", "dead", "item", "now", "operator", "settle", "take", "trace", "tried"),
+        *("back", "clock", "dead", "item", "lease", "now", "operator", "settle", "take", "trace", "tried"),
         *("waiting", "wake"),
     ):
         text = scripts._read(f"lib/{path}.lua")

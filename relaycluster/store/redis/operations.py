@@ -13,6 +13,7 @@ from relaycluster.mail import history
 from relaycluster.mail.history import Act
 from relaycluster.mail.item import Claim
 from relaycluster.policy.cluster import Ownership
+from relaycluster.policy.pause import Pause, unpack_pause
 from relaycluster.store.redis import keys
 from relaycluster.store.redis.connection import RedisConnection, pack
 from relaycluster.store.redis.queue import BODY_WITH_CLAIM, RedisQueue
@@ -33,18 +34,20 @@ class RedisOperations:
         self._redis = connection
         self._queue = queue
 
-    def acts(self, partition: int) -> Deferred[Sequence[Act]]:
-        def read(found: list[bytes]) -> Sequence[Act]:
+    def acts(self, partition: int) -> Deferred[Sequence[tuple[Act, bytes]]]:
+        def read(found: list[bytes]) -> Sequence[tuple[Act, bytes]]:
             # What can not be read is told, too: a count that is wrong would tell others twice or never.
             records = [next(iter(history.unpack(data)), ("", None))[1] for data in found]
-            return [each if isinstance(each, Act) else Act(0, "unknown", "", "", "") for each in records]
+            acts = [each if isinstance(each, Act) else Act(0, "unknown", "", "", "") for each in records]
+            return list(zip(acts, found, strict=True))
 
         name = keys.key(keys.partition_tag(partition), "ACTS")
         return self._redis.request(b"LRANGE", name, 0, MOST_ACTS - 1).addCallback(read)
 
-    def told(self, partition: int, count: int) -> Deferred[None]:
-        done = self._redis.run(script("operator_told"), keys.partition_tag(partition), count)
-        return done.addCallback(lambda _: None)
+    def told(self, owner: Ownership, acts: Sequence[tuple[Act, bytes]]) -> Deferred[bool]:
+        tag = keys.partition_tag(owner.partition)
+        answer = self._redis.run(script("operator_told"), tag, owner.text, len(acts), acts[-1][1])
+        return answer.addCallback(lambda said: said == b"done")
 
     def claim_bounces(self, owner: Ownership, limit: int, number: int) -> Deferred[Sequence[tuple[Claim, str]]]:
         def read(answer: list[Any]) -> Sequence[tuple[Claim, str]]:
@@ -61,14 +64,14 @@ class RedisOperations:
         answer = self._redis.run(script("claim_bounces"), tag, owner.text, limit, number, BODY_WITH_CLAIM)
         return answer.addCallback(read)
 
-    def paused(self, partitions: Sequence[int]) -> Deferred[Sequence[tuple[int, str, int]]]:
+    def paused(self, partitions: Sequence[int]) -> Deferred[Sequence[tuple[int, str, Pause]]]:
         commands = [pack(b"HGETALL", keys.key(keys.partition_tag(each), "PAUSED")) for each in partitions]
 
-        def read(answers: list[list[bytes]]) -> Sequence[tuple[int, str, int]]:
+        def read(answers: list[list[bytes]]) -> Sequence[tuple[int, str, Pause]]:
             return [
-                (each, domain.decode(), int(until))
+                (each, domain.decode(), unpack_pause(entry))
                 for each, found in zip(partitions, answers, strict=True)
-                for domain, until in zip(found[::2], found[1::2], strict=True)
+                for domain, entry in zip(found[::2], found[1::2], strict=True)
             ]
 
         return self._redis.request_all(commands, "paused").addCallback(read)

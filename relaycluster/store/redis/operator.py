@@ -25,6 +25,7 @@ from relaycluster.interfaces import (
 from relaycluster.mail import history, queue_id
 from relaycluster.mail.history import Act, Record, Spread
 from relaycluster.policy.cluster import Snapshot
+from relaycluster.policy.pause import unpack_pause
 from relaycluster.policy.ring import partition_of
 from relaycluster.store.redis import codec, keys
 from relaycluster.store.redis.connection import Argument, RedisConnection, pack
@@ -68,7 +69,9 @@ class RedisOperator:
             return succeed(Operated.UNREADABLE)
         new = codec.pack_item(evolve(shown.item, attempts=0)) if reset else b""
         verb = "requeue" if not reset else "requeue --reset"
-        return Deferred.fromCoroutine(self._act("requeue", shown.item.id, who, reason, shown.packed, new, verb=verb))
+        return Deferred.fromCoroutine(
+            self._act("requeue", shown.item.id, who, reason, shown.packed, new, verb=verb, domain=shown.item.domain)
+        )
 
     def delete(self, item_id: str, who: str, reason: str) -> Deferred[Operated]:
         return Deferred.fromCoroutine(self._delete(item_id, who, reason))
@@ -83,12 +86,12 @@ class RedisOperator:
         return result
 
     async def _act(
-        self, name: str, item_id: str, who: str, reason: str, *arguments: Argument, verb: str = ""
+        self, name: str, item_id: str, who: str, reason: str, *arguments: Argument, verb: str = "", domain: str = ""
     ) -> Operated:
         partition = await self._partition(item_id)
         if partition is None:
             return Operated.UNKNOWN
-        act = history.pack_act(item_id, Act(self._queue.now_ms(), verb or name, item_id, who, reason))
+        act = history.pack_act(item_id, Act(self._queue.now_ms(), verb or name, item_id, who, reason, domain))
         answer: bytes = await self._redis.run(
             script(f"operator_{name}"),
             keys.partition_tag(partition),
@@ -105,7 +108,7 @@ class RedisOperator:
 
     async def _flush(self, domain: str, who: str, reason: str) -> int:
         tag = keys.partition_tag(partition_of(domain, self._partitions))
-        act = history.pack_act("", Act(self._queue.now_ms(), "flush", domain, who, reason))
+        act = history.pack_act("", Act(self._queue.now_ms(), "flush", domain, who, reason, domain))
         total = 0
         while True:
             moved: int = await self._redis.run(
@@ -242,7 +245,7 @@ class RedisOperator:
         backlog, due, paused, reply, owner = answers[:5]
         ids = {each for at in (6, 7, 9, 10, 12, 13) for each in answers[at]}
         waiting = int(backlog or 0)
-        paused_until = int(paused or 0)
+        pause = unpack_pause(paused) if paused else None
         said, _, text = (reply or b"0:").partition(b":")
         return DomainState(
             domain,
@@ -250,7 +253,7 @@ class RedisOperator:
             waiting,
             sum(answers[5::3]),
             _ms(due) if due is not None else 0,
-            paused_until if paused_until > now else 0,
+            pause if pause is not None and pause.until_ms > now else None,
             min((queue_id.time_ms(each.decode()) for each in ids), default=0),
             len(ids) >= waiting,
             text.decode("utf-8", "surrogateescape"),

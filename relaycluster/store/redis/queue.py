@@ -21,8 +21,10 @@ from relaycluster.interfaces import (
     Tally,
 )
 from relaycluster.mail import history, queue_id
+from relaycluster.mail.envelope import MessageClass
 from relaycluster.mail.item import Claim, Item, Notice
 from relaycluster.policy.cluster import Ownership, Snapshot
+from relaycluster.policy.pause import Why, pack_reason
 from relaycluster.policy.ring import partition_of
 from relaycluster.store.redis import codec, keys
 from relaycluster.store.redis.checks import parse_info
@@ -35,6 +37,8 @@ BODY_WITH_CLAIM = 256 * 1024
 """Larger heads do not come along with a claim."""
 SHORT_REPLY = 200
 """Of a domain's last reply so many characters are shown."""
+LOOKED_AT = 500
+"""So many items are looked at in one step for what must not wait for a destination that gets nothing now."""
 MOST_POLLED = 50
 """So many domains of a partition are looked at in one poll."""
 
@@ -255,6 +259,38 @@ class RedisQueue:
             return None
         return Claim(item, partition, token, content, _notes(note, item))
 
+    def claim_overdue(
+        self,
+        owner: Ownership,
+        domain: str,
+        message_class: MessageClass,
+        start: int,
+        limit: int,
+        number: int,
+        expired_before_ms: int,
+        delayed_before_ms: int,
+    ) -> Deferred[tuple[Sequence[Claim], int]]:
+        def read(answer: list[Any]) -> tuple[Sequence[Claim], int]:
+            return self._claimed(answer, owner.partition), answer[0]
+
+        return self._redis.run(
+            script("claim_overdue"),
+            keys.partition_tag(owner.partition),
+            self._offset_ms,
+            owner.text,
+            domain,
+            message_class.value,
+            limit,
+            number,
+            BODY_WITH_CLAIM,
+            start,
+            LOOKED_AT,
+            expired_before_ms,
+            delayed_before_ms,
+            queue_id.make(max(0, expired_before_ms), 0, 0),
+            queue_id.make(max(0, delayed_before_ms), 0, 0),
+        ).addCallback(read)
+
     def unclaim(self, owner: Ownership, number: int, limit: int) -> Deferred[None]:
         tag = keys.partition_tag(owner.partition)
         return self._redis.run(script("unclaim"), tag, owner.text, number, limit)
@@ -420,9 +456,12 @@ class RedisQueue:
 
         return result.addCallback(read)
 
-    def pause(self, owner: Ownership, domain: str, delay_ms: int) -> Deferred[None]:
+    def pause(
+        self, owner: Ownership, domain: str, delay_ms: int, why: Why = Why.SPREAD, detail: str = ""
+    ) -> Deferred[None]:
         tag = keys.partition_tag(owner.partition)
-        return self._redis.run(script("pause"), tag, self._offset_ms, owner.text, domain, delay_ms)
+        reason = pack_reason(why, detail)
+        return self._redis.run(script("pause"), tag, self._offset_ms, owner.text, domain, delay_ms, reason)
 
     def due(self, partitions: Sequence[int]) -> Deferred[Sequence[tuple[int, str, int]]]:
         commands = [_poll_command(partition) for partition in partitions]

@@ -3,7 +3,7 @@
 -- ARGV: 1 owner text  2 limit  3 first claim number  4 largest body that comes along
 -- Result: {'lost'} when the partition has another owner; else {'ok', id, token, item, body or false, note or false, reason, ...}
 -- First write: ZREM.
--- needs: now trace operator
+-- needs: now trace operator lease
 local K, number = KEYS[1], tonumber(ARGV[3])
 if redis.call('GET', K .. OWNER) ~= ARGV[1] then return {'lost'} end
 local result = {'ok'}
@@ -13,13 +13,9 @@ for n = 1, #found, 2 do
   redis.call('ZREM', K .. BOUNCING, id)
   local packed = redis.call('GET', K .. ITEM .. id)
   if packed then
-    local token = string.format('%s:%.0f:%s', ARGV[1], number, found[n + 1])
-    redis.call('HSET', K .. LEASED, id, token)
+    lease(K, result, id, string.format('%s:%.0f:%s', ARGV[1], number, found[n + 1]), packed, ARGV[4])
+    result[#result + 1] = redis.call('HGET', K .. NOTES, '!' .. id)
     number = number + 1
-    local body = false
-    if redis.call('STRLEN', K .. BODY .. id) <= tonumber(ARGV[4]) then body = redis.call('GET', K .. BODY .. id) end
-    local note, reason = redis.call('HGET', K .. NOTES, id), redis.call('HGET', K .. NOTES, '!' .. id)
-    for _, each in ipairs({id, token, packed, body, note, reason}) do result[#result + 1] = each end
   end
 end
 operator_idle(K)

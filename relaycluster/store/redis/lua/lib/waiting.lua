@@ -1,12 +1,16 @@
 -- What enters and leaves the waiting items of a domain; keeps index, backlog and counts in step.
+local function paused_until(K, domain)
+  local entry = redis.call('HGET', K .. PAUSED, domain)
+  return entry and tonumber(string.match(entry, '^%d+')) or 0
+end
+
 -- Returns whether the domain became due earlier than the index said.
 local function add_waiting(K, id, class, domain, due, size)
   redis.call('ZADD', K .. DUE .. class .. ':' .. domain, due, id)
   redis.call('ZINCRBY', K .. BACKLOG, 1, domain)
   redis.call('HINCRBY', K .. COUNTS, 'waiting', 1)
   redis.call('HINCRBY', K .. COUNTS, 'bytes', size)
-  local until_ms = redis.call('HGET', K .. PAUSED, domain)
-  if until_ms and tonumber(until_ms) > due then due = tonumber(until_ms) end
+  due = math.max(tonumber(due), paused_until(K, domain))
   return redis.call('ZADD', K .. INDEX, 'LT', 'CH', due, domain) == 1
 end
 
@@ -20,17 +24,12 @@ local function reindex(K, domain, now_ms)
   if not next_due then
     redis.call('ZREM', K .. INDEX, domain)
     redis.call('HDEL', K .. REPLIES, domain)
+    redis.call('HDEL', K .. PAUSED, domain)
     return
   end
-  local until_ms = redis.call('HGET', K .. PAUSED, domain)
-  if until_ms then
-    if tonumber(until_ms) <= now_ms then
-      redis.call('HDEL', K .. PAUSED, domain)
-    elseif tonumber(until_ms) > next_due then
-      next_due = tonumber(until_ms)
-    end
-  end
-  redis.call('ZADD', K .. INDEX, next_due, domain)
+  local until_ms = paused_until(K, domain)
+  if until_ms > 0 and until_ms <= now_ms then redis.call('HDEL', K .. PAUSED, domain) end
+  redis.call('ZADD', K .. INDEX, math.max(next_due, until_ms), domain)
 end
 
 local function remove_waiting(K, ids, domain, size)
