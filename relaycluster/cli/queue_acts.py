@@ -16,6 +16,7 @@ from relaycluster.cli.queue_looking import unknown
 from relaycluster.cli.words import moment, said, span, table
 from relaycluster.config.values import parse_pattern
 from relaycluster.interfaces import Operated, Shown
+from relaycluster.policy.pause import Why
 from relaycluster.policy.suspension import LIMIT, Suspension
 
 MOST_PASSES = 10
@@ -177,11 +178,14 @@ async def flush(cluster: Cluster, domains: Sequence[str], reason: str) -> Answer
     suspended = []
     for name in domains:
         domain = _domain(name)
+        pause = (await cluster.operator.domain(domain)).pause
         moved[domain] = await cluster.operator.flush(domain, cluster.who, reason)
         limit = table_of.lookup(domain).limit_key(domain)
         found = cluster.suspensions.suspended(domain, limit)
         if found is not None:
             suspended.append((domain, found.subject))
+        elif pause is not None and pause.why is Why.SUSPENDED:  # by its provider's name, which only DNS tells
+            suspended.append((domain, pause.detail))
 
     def show(console: Console) -> None:
         for domain, count in moved.items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any, assert_never
 
 import click
@@ -15,13 +16,16 @@ from relaycluster.cli.cluster_status import owner_name
 from relaycluster.cli.queue_choice import domain_name
 from relaycluster.cli.queue_looking import item_json, node_names, record_text, unknown
 from relaycluster.cli.words import moment, pairs, said, span
-from relaycluster.interfaces import ClusterState, DomainState, ItemState, LimitState, Shown
+from relaycluster.interfaces import ClusterState, DomainState, ItemState, LimitState, Shown, Wanted
 from relaycluster.mail import queue_id
 from relaycluster.mail.history import Act, Attempt
+from relaycluster.policy.pause import Pause, Why
 from relaycluster.policy.routing import DestinationSettings, DNSTrouble, Exchangers, MXAnswer, NoSuchDomain, NullMX
 from relaycluster.policy.suspension import Suspension
 
 DNS_SECONDS = 10.0
+MOST_COUNTED = 1000
+"""Items of a domain that do not wait are counted up to so many: nothing keeps their number."""
 
 
 @frozen
@@ -35,6 +39,7 @@ class Known:
     state: DomainState
     limit: LimitState
     suspension: Suspension | None
+    others: Mapping[ItemState, int]
     now_ms: int
 
     @property
@@ -106,6 +111,8 @@ async def _know(cluster: Cluster, domain: str, no_dns: bool) -> Known:
     state = await cluster.operator.cluster()
     await cluster.suspensions.see(state.snapshot.suspensions)
     limit = settings.limit_key(domain)
+    not_waiting = frozenset({ItemState.LEASED, ItemState.HELD, ItemState.BOUNCING})
+    others = await cluster.operator.items(Wanted(domain=domain, states=not_waiting), MOST_COUNTED)
     return Known(
         domain,
         settings,
@@ -114,6 +121,7 @@ async def _know(cluster: Cluster, domain: str, no_dns: bool) -> Known:
         await cluster.operator.domain(domain),
         await cluster.operator.limit(limit, rate.interval_ns if rate else 0, rate.burst if rate else 1),
         cluster.suspensions.suspended(domain, limit),
+        Counter(shown.state for shown in others),
         cluster.queue.now_ms(),
     )
 
@@ -146,27 +154,46 @@ def _mx_text(answer: MXAnswer) -> str:
 
 
 def _why_domain(known: Known) -> Iterator[str]:
-    state, now = known.state, known.now_ms
-    if not state.waiting:
-        yield "nothing waits for this domain"
-        return
+    state, now, others = known.state, known.now_ms, known.others
     yield from _obstacles(known)
-    if not state.ready:
-        yield f"all {state.waiting:,} items wait for their next attempt, the first in {span(state.next_ms - now)}"
-    elif not known.suspension and known.owner:
-        yield f"{state.ready:,} of {state.waiting:,} items are due, and {known.owner} sends as fast as the limits and the hosts let it"
+    if state.ready:
+        which = "its only item" if state.waiting == 1 else f"{state.ready:,} of {state.waiting:,} items"
+        due = f"{which} {'is' if state.ready == 1 else 'are'} due"
+        is_free = known.owner and not known.suspension and not state.pause
+        yield f"{due}, and {known.owner} sends as fast as the limits and the hosts let it" if is_free else due
+    elif state.waiting == 1:
+        yield f"its only item waits for its next attempt, in {span(state.next_ms - now)}"
+    elif state.waiting:
+        yield f"all {state.waiting:,} items wait for their next attempts, the first in {span(state.next_ms - now)}"
+    elif not others:
+        yield "nothing waits for this domain"
+    least = "at least " if sum(others.values()) >= MOST_COUNTED else ""
+    if count := others.get(ItemState.LEASED):
+        yield f"{least}{_items(count)} in a node's hands: being sent, or in line for a connection"
+    if count := others.get(ItemState.HELD):
+        yield f"{least}{_items(count)} held: `release` lets go"
+    if count := others.get(ItemState.BOUNCING):
+        yield f"{least}{_items(count)} given up by an operator, for the owner to settle"
     if state.last_reply:
         yield f"the last deferral, {span(now - state.last_reply_ms)} ago: {state.last_reply}"
+
+
+def _items(count: int) -> str:
+    return "1 item is" if count == 1 else f"{count:,} items are"
 
 
 def _why_item(shown: Shown, known: Known, holder: str) -> Iterator[str]:
     now = known.now_ms
     if shown.state is ItemState.HELD:
         yield f"it has been held for {span(now - shown.at_ms)}: `release` lets it go"
-    elif shown.state is ItemState.LEASED:
-        yield f"it is in the hands of {holder or 'a node that is gone: its heir takes it back'}"
     elif shown.state is ItemState.BOUNCING:
         yield "an operator gave it up; the owner settles it" + ("" if known.owner else ", once there is one")
+    elif shown.state is ItemState.LEASED:
+        yield from _obstacles(known)
+        if holder:
+            yield f"it is in the hands of {holder}: being sent, or in line for a connection"
+        else:
+            yield "it is in the hands of a node that is gone: its heir takes it back"
     else:
         yield from _obstacles(known)
         if shown.state is ItemState.SCHEDULED:
@@ -175,14 +202,13 @@ def _why_item(shown: Shown, known: Known, holder: str) -> Iterator[str]:
             yield f"it has been due for {span(now - shown.at_ms)}"
             ahead = known.state.ready - 1
             if ahead > 0:
-                yield f"{ahead:,} other items of the domain are due, too"
+                yield f"{ahead:,} other {'item' if ahead == 1 else 'items'} of the domain {'is' if ahead == 1 else 'are'} due, too"
         if shown.item.last_reply:
             yield f"it was deferred last with: {shown.item.last_reply}"
 
 
 def _obstacles(known: Known) -> Iterator[str]:
     """What keeps anything from being sent to the domain now."""
-    now = known.now_ms
     if known.suspension is not None:
         each = known.suspension
         until = f"until {moment(each.until_ms)}" if each.until_ms else "until it is resumed"
@@ -190,13 +216,32 @@ def _obstacles(known: Known) -> Iterator[str]:
         yield f"{each.subject} is suspended {until}, by {each.who}{why}"
     if not known.owner:
         yield "no living node owns the domain's partition"
-    elif known.state.paused_until_ms and known.suspension is None:
-        again = span(known.state.paused_until_ms - now)
-        yield f"its owner looks at it again in {again}: the rate is used up, or it was resumed just now"
     if known.limit.free_in_us > 0:
         yield f"the rate {known.settings.rate} of {known.limit_name} is used up: the next slot is in {known.limit.free_in_us / 1e6:.1f} s"
     if known.connections >= known.settings.connections:
         yield f"all {known.settings.connections} connections of {known.limit_name} are in use"
+    if known.state.pause is not None:
+        yield from _pause(known, known.state.pause)
+
+
+def _pause(known: Known, pause: Pause) -> Iterator[str]:
+    """Why the owner looks at the domain later."""
+    left, detail = span(pause.until_ms - known.now_ms), f": {pause.detail}" if pause.detail else ""
+    match pause.why:
+        case Why.PARKED:
+            yield f"no host could be reached; the next try is in {left} (`flush` tries at once){detail}"
+        case Why.RESTING:
+            yield f"a host asked for less: nothing is sent for {left}"
+        case Why.RATE:
+            if not known.limit.free_in_us:
+                yield f"the rate was used up: its owner looks again in {left}"
+        case Why.SUSPENDED:
+            if known.suspension is None:
+                yield f"it was suspended by {pause.detail}: its owner looks again in {left}"
+        case Why.SPREAD:
+            yield f"it was resumed just now, and is sent to again in {left}"
+        case _:
+            assert_never(pause.why)
 
 
 def _show(console: Console, known: Known, reasons: list[str]) -> None:
@@ -235,6 +280,8 @@ def _json(known: Known) -> dict[str, Any]:
         "ready": state.ready,
         "next": moment(state.next_ms),
         "paused_until": moment(state.paused_until_ms),
+        "paused_for": state.pause.why.value if state.pause else "",
+        **{each.value: known.others.get(each, 0) for each in (ItemState.LEASED, ItemState.HELD, ItemState.BOUNCING)},
         "suspended": known.suspension is not None,
         "last_reply": state.last_reply,
     }

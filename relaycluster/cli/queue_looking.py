@@ -14,6 +14,7 @@ from relaycluster.cli.words import moment, octets, pairs, said, span, table
 from relaycluster.interfaces import ClusterState, DomainState, ItemState, Shown
 from relaycluster.mail import queue_id
 from relaycluster.mail.history import Act, Attempt, Record, Spread
+from relaycluster.policy.pause import Why
 
 
 @verb("queue")
@@ -194,8 +195,10 @@ def kept_back(cluster: Cluster, state: DomainState, limit: str, now_ms: int) -> 
     if suspension is not None:
         until = f" for {span(suspension.until_ms - now_ms)}" if suspension.until_ms else ""
         return f"suspended{until}: {suspension.reason}" if suspension.reason else f"suspended{until}"
-    if state.paused_until_ms:
-        return f"paused for {span(state.paused_until_ms - now_ms)}"
+    if state.pause is not None:
+        # The owner knows the domain's provider, which only DNS tells: its suspension is found here.
+        subject = f" ({state.pause.detail})" if state.pause.why is Why.SUSPENDED else ""
+        return f"{state.pause.why.value}{subject} for {span(state.paused_until_ms - now_ms)}"
     return ""
 
 
@@ -211,6 +214,7 @@ def domain_json(state: DomainState, names: Mapping[int, str]) -> dict[str, Any]:
         "oldest_is_exact": state.oldest_exact,
         "next": moment(state.next_ms),
         "paused_until": moment(state.paused_until_ms),
+        "paused_for": state.pause.why.value if state.pause else "",
         "last_reply": state.last_reply,
         "last_reply_at": moment(state.last_reply_ms),
     }

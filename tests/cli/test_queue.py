@@ -31,6 +31,7 @@ from relaycluster.mail.address import NULL
 from relaycluster.mail.envelope import Envelope
 from relaycluster.mail.history import Attempt, Via
 from relaycluster.policy.cluster import Member, Snapshot
+from relaycluster.policy.pause import Why
 from relaycluster.policy.ring import partition_of
 from relaycluster.policy.routing import MX, Exchangers
 from tests.contract.backends import PARTITIONS, ContractTestCase, MemoryBackend
@@ -187,7 +188,9 @@ def test_explain(world: World) -> None:
         return " ".join(shown(world.run(queue_explain.explain, subject=subject, no_dns=False), 1000).split())
 
     assert "mx.example.com (10)" in why("example.com")
-    assert "1 of 2 items are due, and node-1 sends" in why("example.com")
+    assert "1 of 2 items is due, and node-1 sends" in why("example.com")
+    assert "1 item is in a node's hands" in why("example.com")
+    assert "1 item is held" in why("example.com")
     assert "attempt 2 is due in 10min" in why(world.items[0].id)
     assert "in the hands of node-1" in why(world.leased.item.id)
     assert "hold by bob: look at it" in why(world.items[3].id)
@@ -195,6 +198,44 @@ def test_explain(world: World) -> None:
     assert "*.com is suspended until" in why("example.com")
     assert "by alice@console: ip listed" in why(world.items[0].id)
     assert "nothing waits" in why("example.org")
+
+
+def test_explain_what_the_owner_knows(world: World) -> None:
+    """Dead hosts, a rest, a used-up rate, a provider's suspension that the configuration alone does not tell: each in words that fit, and never
+    another's; obstacles first, also where nothing waits but what is held or in hand."""
+
+    def why(subject: str = "example.com") -> str:
+        return " ".join(shown(world.run(queue_explain.explain, subject=subject, no_dns=True), 1000).split())
+
+    owner = done(world.queue.acquire(partition_of("example.com", PARTITIONS), 1, world.view))
+    words = {
+        Why.PARKED: (
+            "451 refused",
+            "no host could be reached; the next try is in 2min (`flush` tries at once): 451 refused",
+        ),
+        Why.RESTING: ("", "a host asked for less: nothing is sent for 2min"),
+        Why.RATE: ("", "the rate was used up: its owner looks again in 2min"),
+        Why.SUSPENDED: ("provider", "it was suspended by provider: its owner looks again in 2min"),
+        Why.SPREAD: ("", "it was resumed just now, and is sent to again in 2min"),
+    }
+    for reason, (detail, wanted) in words.items():
+        done(world.queue.pause(owner, "example.com", 120_000, reason, detail))
+        text = why()
+        assert wanted in text
+        assert not any(other in text for other_reason, (_, other) in words.items() if other_reason is not reason)
+        assert "node-1 sends" not in text
+        assert text.index(wanted) < text.index("is due")
+        assert wanted in why(world.leased.item.id)
+        (line,) = world.run(queue_looking.queue, top=5).json["domains"]
+        assert line["kept_back"].startswith(reason.value)
+    done(world.queue.pause(owner, "example.com", 120_000, Why.SUSPENDED, "provider"))
+    assert world.run(queue_acts.flush, domains=("example.com",), reason="").json["suspended"] == ["example.com"]
+    for item in world.items:
+        done(world.backend.operator.hold(item.id, "bob", ""))
+    world.run(queue_acts.suspend, subject="example.com", is_limit=False, seconds=60.0, reason="")
+    text = why()
+    assert "nothing waits" not in text
+    assert text.index("example.com is suspended until") < text.index("4 items are held")
 
 
 def test_acts(world: World) -> None:

@@ -152,6 +152,27 @@ class SettlementTest(SynchronousTestCase):
         self.settlement.delivered(claim, claim.item.envelope.recipients, (OK,))
         self.assertIn(claim.item.id, self.world.partition().done)
 
+    def test_stale_and_failed(self) -> None:
+        """The item was held, or went to another, while it was being sent: it has not failed, whatever a host said; nobody is told so."""
+        claim = self.world.claimed(self.world.item())
+        self.taken_over(claim, claim_anew=False)
+        self.settle(claim, NEVER)
+        self.assertEqual((self.kinds(), self.notices()), ([], []))
+        self.assertIn(claim.item.id, self.world.partition().items)
+        self.assertEqual(sum(each.value for each in self.world.metrics.bounces.values()), 0)
+
+    def test_sorted_out(self) -> None:
+        """Whoever can not be told of the delay is not looked at again and again; nothing else of the item changes."""
+        item = evolve(self.world.item(), attempts=2, last_reply="451 first", holder_deaths=1)
+        null = evolve(item, envelope=evolve(item.envelope, reverse_path=NULL))
+        claim = self.world.claimed(null)
+        self.world.clock.advance(1001)
+        result(self.settlement.sort_out(claim, [(who, LATER) for who in null.envelope.recipients]))
+        place = self.world.partition()
+        self.assertEqual(place.items[item.id], evolve(null, delay_notified=True))
+        self.assertTrue(place.waiting[item.id] <= self.world.queue.now_ms())
+        self.assertEqual((self.kinds(), len(self.settled)), ([], 1))
+
     def test_stale_with_a_part_delivered(self) -> None:
         """…a part of it is noted, and nothing else of a stale holder is believed: no notice, no new due time."""
         claim = self.world.claimed(self.world.item(recipients=3))
