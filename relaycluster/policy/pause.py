@@ -22,6 +22,9 @@ class Why(Enum):
     SPREAD = "spread"  # it was resumed together with others, which come back one after the other
 
 
+_REASONS = {each.value: each for each in Why}
+
+
 @frozen
 class Pause:
     """`until_ms` is queue time; `detail` as `Why` says."""
@@ -37,6 +40,7 @@ def pack_reason(why: Why, detail: str) -> bytes:
 
 
 def unpack_pause(entry: bytes) -> Pause:
-    """`until:why:detail`, as it stands in the queue."""
-    until, why, detail = entry.split(b":", 2)
-    return Pause(int(until), Why(why.decode()), detail.decode("utf-8", "replace"))
+    """`until:why:detail`, as it stands in the queue. A reason that only a newer release knows keeps nobody from reading the rest."""
+    until, _, reason = entry.decode("utf-8", "replace").partition(":")
+    why, _, detail = reason.partition(":")
+    return Pause(int(until), _REASONS.get(why, Why.SPREAD), detail)

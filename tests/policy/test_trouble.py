@@ -97,6 +97,7 @@ def test_every_reply_has_a_meaning() -> None:
         (LocalTrouble.NULL_MX, Scope.DESTINATION, "5.1.10"),
         (LocalTrouble.NO_SUCH_DOMAIN, Scope.DESTINATION, "5.1.2"),
         (LocalTrouble.NO_ADDRESS, Scope.DESTINATION, "5.4.4"),
+        (LocalTrouble.SUSPENDED, Scope.DESTINATION, "4.3.0"),
         (LocalTrouble.DNS_UNAVAILABLE, Scope.DESTINATION, "4.4.3"),
         (LocalTrouble.LOOPS_TO_US, Scope.DESTINATION, "5.4.6"),
         (LocalTrouble.CONNECTION_REFUSED, Scope.HOST, "4.4.1"),

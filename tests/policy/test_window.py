@@ -180,3 +180,13 @@ def test_the_maximum_is_changed() -> None:
         window = window.answered()
     assert window.with_maximum(5).allowed(0) == 5
     assert window.refused(3, 0, 0.5).with_maximum(50).allowed(0) == 3
+
+
+def test_probed_at_once() -> None:
+    """The operator ends a park: one connection may be tried; a rest that was asked for stays, and a probe that fails parks for longer."""
+    parked = Window(20).refused(0, 0, 0.5).refused(0, 20, 0.5)
+    assert (parked.closed_seconds(21), parked.allowed(21)) == (29, 0)
+    probing = parked.probed_at_once(21)
+    assert (probing.closed_seconds(21), probing.allowed(21)) == (0, 1)
+    assert probing.refused(0, 22, 0.5).closed_seconds(22) == 60
+    assert Window(20).slowed(8, 0, 0.5).probed_at_once(1).closed_seconds(1) == 4

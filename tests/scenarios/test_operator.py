@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import smtplib
 import subprocess
 import sys
@@ -87,3 +88,24 @@ def test_hold_bounce_trace(cluster: Cluster, sink: Sink) -> None:
     wait_until(lambda: told(node, "delivered"), "it is settled")
     (attempt,) = say(node, "trace", delivered)["records"]
     assert (attempt["result"], attempt["stage"], attempt["tls"]) == ("delivered", "final-dot", "")
+
+
+def test_flush_of_dead_hosts(cluster: Cluster, sink: Sink) -> None:
+    """The hosts are dead, and left alone for a while; they come back, and the operator says so: all goes before that while is over."""
+    node = cluster.node("node").start()
+    for endpoint in sink.endpoints:
+        sink.refuse(endpoint)
+    waiting = [send(node, f"u{number}@example.org") for number in range(10)]
+
+    def park() -> dict[str, Any]:
+        return say(node, "explain", "example.org", "--no-dns")
+
+    # Left alone for 15 s first, then for 30 s.
+    wait_until(lambda: re.search(r"the next try is in [23]\ds", " ".join(park()["reasons"])), "it is dead", 90)
+    for endpoint in sink.endpoints:
+        sink.listen(endpoint)
+    until = park()["paused_until"]
+    say(node, "flush", "example.org")
+    assert sorted(message.queue_id for message in sink.wait_for(10)) == sorted(waiting)
+    wait_until(lambda: len(told(node, "delivered")) == 10, "all is settled")
+    assert all(each["time"] < until for each in told(node, "delivered"))
