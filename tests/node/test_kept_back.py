@@ -34,7 +34,7 @@ def let_wait(node: Node, seconds: float) -> None:
                 node.lane.wake()
 
 
-class ClaimingTest(SynchronousTestCase):
+class KeptBackTest(SynchronousTestCase):
     def test_a_flush_of_a_dead_destination(self) -> None:
         """Its server is back, and the operator says so: the hosts are probed at once, and everything goes; nothing is put off."""
         node = dead(10)
