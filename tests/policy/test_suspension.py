@@ -5,7 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relaycluster.policy.suspension import LOOK_AGAIN_MS, RECENTLY_MS, RESUME_SPREAD_MS, Suspension, Suspensions, subject_of
+from relaycluster.policy.suspension import (
+    LOOK_AGAIN_MS,
+    RECENTLY_MS,
+    RESUME_SPREAD_MS,
+    Suspension,
+    Suspensions,
+    subject_of,
+)
 
 
 def subject(table: Suspensions, domain: str, limit: str = "", now_ms: int = 5) -> str:
