@@ -40,6 +40,15 @@ class Route:
 
 
 @frozen
+class _Host:
+    """One of the hosts of a domain; those of a lower `preference` are tried before."""
+
+    name: str
+    port: int
+    preference: int = 0
+
+
+@frozen
 class NoRoute:
     """There is nowhere to try, and what that means for the recipients."""
 
@@ -48,6 +57,19 @@ class NoRoute:
 
 def _trouble(kind: LocalTrouble, detail: str = "") -> NoRoute:
     return NoRoute(trouble.judge_local(Stage.ROUTING, kind, detail=detail).outcome)
+
+
+def _route(hosts: Sequence[list[list[Target]]], until_seconds: float, settings: DestinationSettings) -> Route:
+    """Hosts, best first, by address and source. While others follow, one with many addresses has no more than a few of them tried."""
+    first: list[list[Target]] = []
+    others: list[list[Target]] = []
+    for addresses in hosts:
+        most = routing.MOST_OF_ONE_HOST if addresses is not hosts[-1] else len(addresses)
+        first += addresses[:most]
+        others += addresses[most:]
+    most = routing.MOST_ADDRESSES
+    kept = [target for sources in (*first, *others) for target in sources]
+    return Route(tuple(sources[0] for sources in first[:most]), until_seconds, settings, tuple(kept[:most]))
 
 
 class Routes:
@@ -85,7 +107,7 @@ class Routes:
             return await self._hosts(settings, domain, float("inf"))
         literal = routing.literal_address(domain)
         if literal is not None:
-            return await self._addresses([(literal, settings.port)], settings, domain, float("inf"))
+            return await self._addresses([_Host(literal, settings.port)], settings, domain, float("inf"))
         answer = await self._resolver.mx(domain)
         if not is_placed and table is not None:
             # The settings that the lane has may be those of a provider where the domain no longer is.
@@ -98,7 +120,7 @@ class Routes:
             ordered = routing.order_hosts(answer.records, self._shuffle, self._own_names)
             if not ordered:
                 return _trouble(LocalTrouble.LOOPS_TO_US)
-            hosts = [(record.host, settings.port) for record in ordered]
+            hosts = [_Host(record.host, settings.port, record.preference) for record in ordered]
             return await self._addresses(hosts, settings, domain, answer.ttl_seconds)
         if isinstance(answer, NullMX):
             return _trouble(LocalTrouble.NULL_MX)
@@ -109,51 +131,57 @@ class Routes:
         assert_never(answer)
 
     async def _hosts(self, settings: DestinationSettings, domain: str, ttl_seconds: float) -> Route | NoRoute:
-        return await self._addresses([(each.host, each.port) for each in settings.hosts], settings, domain, ttl_seconds)
+        # Of configured hosts, each is preferred to all that follow.
+        hosts = [_Host(each.host, each.port, number) for number, each in enumerate(settings.hosts)]
+        return await self._addresses(hosts, settings, domain, ttl_seconds)
 
     async def _addresses(
-        self, hosts: Sequence[tuple[str, int]], settings: DestinationSettings, domain: str, ttl_seconds: float
+        self, hosts: Sequence[_Host], settings: DestinationSettings, domain: str, ttl_seconds: float
     ) -> Route | NoRoute:
-        """Hosts by name become targets by address; one that cannot be looked up is left out while others can."""
-        targets: list[Target] = []
-        kept: list[Target] = []
-        has_no_source = False
-        reason = ""
-        policy, limit = TLSPolicy(settings.tls), settings.limit_key(domain)
+        """Hosts by name, best first, become targets by address; one that cannot be looked up is left out while others can."""
+        known: list[
+            tuple[int, list[list[Target]] | NoRoute]
+        ] = []  # preference; by address the targets from its sources
+        loops = False
         # All are asked at once: ten silent name servers cost the time of one.
-        asked = [None if routing.is_address(host) else self._resolver.addresses(host) for host, _ in hosts]
-        for (host, port), lookup in zip(hosts, asked, strict=True):
-            if lookup is None:
-                found: Sequence[str] = (host,)
-            else:
-                answer = await lookup
-                if isinstance(answer, Addresses):
-                    found = routing.order_addresses(answer.addresses, self._shuffle)
-                    ttl_seconds = min(ttl_seconds, answer.ttl_seconds)
-                elif isinstance(answer, NoAddress):
-                    continue
-                else:
-                    reason = answer.reason
-                    continue
-            if any(self._is_own(address, port) for address in found):
-                # That is ourselves under another name: it and what is less preferred would bring the mail back (RFC 5321 5.1).
-                if not targets:
-                    return _trouble(LocalTrouble.LOOPS_TO_US)
+        asked = [None if routing.is_address(host.name) else self._resolver.addresses(host.name) for host in hosts]
+        for host, lookup in zip(hosts, asked, strict=True):
+            answer = Addresses((host.name,)) if lookup is None else await lookup
+            if isinstance(answer, NoAddress):
+                continue
+            if isinstance(answer, DNSTrouble):
+                known.append((host.preference, _trouble(LocalTrouble.DNS_UNAVAILABLE, answer.reason)))
+                continue
+            if any(self._is_own(address, host.port) for address in answer.addresses):
+                # That is ourselves under another name: whoever is not preferred to us would bring the mail back (RFC 5321 5.1).
+                known = [(preference, what) for preference, what in known if preference < host.preference]
+                loops = True
                 break
-            for address in found:
-                ours = self._sources(address, settings)
-                if ours is None:
-                    has_no_source = True
-                    continue
-                several = [Target(host, address, port, policy, limit=limit, source=a, helo_name=n) for a, n in ours]
-                targets.append(several[0])
-                kept += several
-        if targets:
-            most = routing.MOST_ADDRESSES
-            return Route(tuple(targets[:most]), self._seconds() + ttl_seconds, settings, tuple(kept[:most]))
-        if has_no_source:
-            return _trouble(LocalTrouble.UNREACHABLE, "no source address of the hosts' family is configured")
-        return _trouble(LocalTrouble.DNS_UNAVAILABLE, reason) if reason else _trouble(LocalTrouble.NO_ADDRESS)
+            if lookup is not None:
+                ttl_seconds = min(ttl_seconds, answer.ttl_seconds)
+            targets = self._targets(host, answer.addresses, settings, settings.limit_key(domain))
+            no_source = "no source address of the hosts' family is configured"
+            known.append((host.preference, targets or _trouble(LocalTrouble.UNREACHABLE, no_source)))
+        found = [what for _, what in known if not isinstance(what, NoRoute)]
+        if found:
+            return _route(found, self._seconds() + ttl_seconds, settings)
+        # A host that may be there tomorrow is no loop, and no failure.
+        troubles = [what for _, what in known if isinstance(what, NoRoute)]
+        return troubles[0] if troubles else _trouble(LocalTrouble.LOOPS_TO_US if loops else LocalTrouble.NO_ADDRESS)
+
+    def _targets(
+        self, host: _Host, addresses: tuple[str, ...], settings: DestinationSettings, limit: str
+    ) -> list[list[Target]]:
+        """Of each address that we have a source for, the targets from each source."""
+        policy = TLSPolicy(settings.tls)
+        return [
+            [
+                Target(host.name, address, host.port, policy, limit=limit, source=source, helo_name=name)
+                for source, name in ours
+            ]
+            for address in routing.order_addresses(addresses, self._shuffle)
+            if (ours := self._sources(address, settings)) is not None
+        ]
 
     def _sources(self, address: str, settings: DestinationSettings) -> list[tuple[str, str]] | None:
         """The local addresses to connect from and their EHLO names, the one whose turn it is first; None when the family has none."""

@@ -24,6 +24,9 @@ MOST_HOSTS = 10
 MOST_ADDRESSES = 20
 """How many addresses one attempt tries over all of its hosts, and how many one answer keeps for a host."""
 
+MOST_OF_ONE_HOST = 5
+"""How many addresses of one host an attempt tries while other hosts follow: the next host comes into reach."""
+
 SMTP_PORT = 25
 
 
@@ -367,12 +370,6 @@ def order_hosts(
         if len(ordered) >= limit:
             break
     return tuple(ordered[:limit])
-
-
-def better_than(records: Sequence[MX], preference: int) -> tuple[MX, ...]:
-    """The exchangers that are preferred to `preference`, in their order: what is left to try when a host's addresses
-    turn out to be our own (RFC 5321 5.1)."""
-    return tuple(record for record in records if record.preference < preference)
 
 
 def alternate(first: Sequence[str], second: Sequence[str], limit: int = MOST_ADDRESSES) -> tuple[str, ...]:

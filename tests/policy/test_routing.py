@@ -17,7 +17,6 @@ from relaycluster.policy.routing import (
     HostPort,
     RouteTable,
     alternate,
-    better_than,
     is_host_name,
     is_usable_address,
     literal_address,
@@ -281,12 +280,6 @@ def test_when_we_are_the_best_exchanger_nothing_is_left() -> None:
     """An empty order is the sign of a loop, with one record and with several."""
     assert order_hosts([MX(10, "us.test")], unmoved, {"us.test"}) == ()
     assert order_hosts([MX(10, "us.test"), MX(10, "b.test"), MX(20, "c.test")], unmoved, {"us.test"}) == ()
-
-
-def test_what_is_better_than_a_preference() -> None:
-    """Found by its address instead of its name, our own host cuts the rest of the order."""
-    ordered = (MX(10, "a.test"), MX(20, "us-by-another-name.test"), MX(20, "b.test"), MX(30, "c.test"))
-    assert better_than(ordered, 20) == (MX(10, "a.test"),)
 
 
 @given(
