@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 MOST_CLAIMED = 40
 """Claims of one lane at once: few items are in hands that may die."""
-_ANY_TIME = float("inf")
+NO_SLOT = float("-inf")
+"""A claim without a slot goes over the next connection, after it got a slot where there is a rate by then."""
 CROWDED_SECONDS = 1.0
 """How long to wait when the cluster's other connections leave no room for ours, or the queue is away."""
 DEAD_AFTER = 3
@@ -131,7 +132,7 @@ class Claiming:
             self._got(claims, wanted)
             if not slots:
                 for claim in claims:
-                    lane.waiting.append((claim, _ANY_TIME))
+                    lane.waiting.append((claim, NO_SLOT))
             else:
                 self._await_slots(claims, slots)
                 if self.more:

@@ -19,19 +19,18 @@ from relaycluster import events
 from relaycluster.mail import outcome
 from relaycluster.mail.address import Address
 from relaycluster.mail.item import Claim
-from relaycluster.mail.outcome import Outcome, Stage
-from relaycluster.net.outbound import OutboundConnection
+from relaycluster.mail.outcome import Outcome
+from relaycluster.net.outbound import OutboundConnection, Target
 from relaycluster.node.attempts import attempted
-from relaycluster.node.claiming import Claiming
+from relaycluster.node.claiming import NO_SLOT, Claiming
 from relaycluster.node.history import via_of
 from relaycluster.node.means import Means
 from relaycluster.node.opening import Opening
 from relaycluster.node.sending import conclude, send_rest, send_slowly
-from relaycluster.node.verdicts import recipients_left, spared, too_many, verdict_of
+from relaycluster.node.verdicts import FAULT, recipients_left, spared, too_many, verdict_of
 from relaycluster.policy import trouble
 from relaycluster.policy.pace import UNCHANGED, Pace, SlowDown, Suspend, Unchanged
 from relaycluster.policy.routing import DestinationSettings
-from relaycluster.policy.trouble import LocalTrouble
 from relaycluster.smtp.client import Transaction
 
 MOST_WAITING_DIRECT = 4
@@ -125,7 +124,7 @@ class Lane:
 
     def offer(self, claim: Claim) -> None:
         """Here is an item in our hands: send it."""
-        self.waiting.append((claim, float("inf")))
+        self.waiting.append((claim, NO_SLOT))
         self.pump()
 
     def wake(self) -> None:
@@ -249,17 +248,14 @@ class Lane:
             self.means.pool.retire_idle(self.limit, every=True)
 
     def bug(self, failure: Any, claim: Claim | None) -> None:
-        """Nothing may be lost to a fault of our own: it is told, and the claim is tried again, marked, as nobody knows how far it
-        came."""
+        """Nothing may be lost to a fault of our own: it is told, and the claim is tried again."""
         self.means.log.emit(
             events.Error(
                 type(failure.value).__name__, f"lane {self.domain}", str(failure.value), failure.getTraceback()
             )
         )
         if claim is not None:
-            reply = trouble.LOCAL_REPLIES[LocalTrouble.INTERNAL]
-            internal = outcome.Deferred(reply, Stage.ROUTING, may_have_arrived=True)
-            self.means.settlement.settle(claim, [(who, internal) for who in recipients_left(claim)])
+            self.means.settlement.settle(claim, [(who, FAULT) for who in recipients_left(claim)])
 
     def _bug_in_sending(self, failure: Any, claim: Claim, connection: OutboundConnection) -> None:
         self.bug(failure, claim)
@@ -271,7 +267,7 @@ class Lane:
     def _send(self, connection: OutboundConnection, claim: Claim, good_until: float) -> None:
         self.carrying.add(connection)
         if (
-            good_until >= self.used_seconds
+            (self.pace is None or good_until >= self.used_seconds)
             and claim.content is not None
             and not claim.item.chunks
             and not claim.delivered
@@ -301,7 +297,7 @@ class Lane:
         if connection.went_stale and claim.token not in self._stale:
             # The server had given up the idle connection: nothing was taken. Once only: a host that always does so is in trouble.
             self._stale.add(claim.token)
-            self.waiting.appendleft((claim, float("inf")))
+            self.waiting.appendleft((claim, NO_SLOT))
             self.done(connection)
             return
         if self._stale:
@@ -375,15 +371,14 @@ class Lane:
     def next(self, connection: OutboundConnection) -> None:
         """Over a connection that is this lane's and free."""
         means, waiting = self.means, self.waiting
-        limit = connection.target.limit
-        done, most = connection.transactions_done, self.settings.messages_per_connection
+        target, done = connection.target, connection.transactions_done
         # While others wait for a place, they get it after a few messages: a long queue does not shut out a short one, and what a new
         # connection costs is shared among a few.
         if (
             waiting
             and connection.usable
-            and done < most
-            and (not done or done % TURN or not (means.crowd.waits(limit) or means.pool.is_wanted))
+            and done < self.settings.messages_per_connection
+            and (not done or done % TURN or not self._is_wanted(target))
         ):
             self.used_seconds = means.clock.seconds()
             claim, good_until = waiting.popleft()
@@ -391,7 +386,19 @@ class Lane:
             if self.claiming.more or waiting:
                 self.pump()
             return
-        means.pool.release(connection, most)
-        means.crowd.freed(limit)
+        self.let_go(connection)
         if self.claiming.more or waiting:
             self.pump()
+
+    def _is_wanted(self, target: Target) -> bool:
+        """Whether a connection's place, or its part of the limit, is needed by somebody else."""
+        means = self.means
+        return means.crowd.waits(target.limit) or means.pool.is_wanted or means.pool.is_surplus(target)
+
+    def let_go(self, connection: OutboundConnection) -> None:
+        """The connection is the pool's again."""
+        limit = connection.target.limit
+        # One that only this domain can use ends when the partition is another node's: the new owner opens its own.
+        is_left_behind = limit == self.domain and self.means.owner_of(self.partition) is None
+        self.means.pool.release(connection, 0 if is_left_behind else self.settings.messages_per_connection)
+        self.means.crowd.freed(limit)

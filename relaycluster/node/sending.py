@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
 from relaycluster.interfaces import ContentMissing, QueueError
 from relaycluster.mail import outcome
@@ -23,7 +24,7 @@ from relaycluster.node.claiming import CROWDED_SECONDS
 from relaycluster.node.content import head_of, in_seven_bits, pieces
 from relaycluster.node.crowd import LimitReached
 from relaycluster.node.means import Means
-from relaycluster.node.verdicts import for_next_host, recipients_left, together, too_many
+from relaycluster.node.verdicts import FAULT, for_next_host, recipients_left, together, too_many
 from relaycluster.policy import trouble
 from relaycluster.policy.trouble import LocalTrouble
 from relaycluster.smtp.client import Transaction
@@ -31,6 +32,12 @@ from relaycluster.smtp.client import Transaction
 if TYPE_CHECKING:
     from relaycluster.node.lane import Lane
 
+SLOT_PATIENCE_SECONDS = 30.0
+"""So long the next host's connection waits for a slot: at a slow rate the mail would never come to it otherwise."""
+
+_CROWDED = trouble.judge_local(Stage.CONNECT, LocalTrouble.CROWDED).outcome
+_NO_SLOT = trouble.judge_local(Stage.ROUTING, LocalTrouble.CROWDED, detail="the rate is used up").outcome
+_UNREAD = trouble.judge_local(Stage.CONTENT, LocalTrouble.INTERNAL).outcome
 _REPORTED = Reply.of(250, "2.0.0", "a former holder of the item reported that all recipients have it")
 
 
@@ -61,14 +68,13 @@ async def send_slowly(lane: Lane, connection: OutboundConnection, claim: Claim, 
     lane.sent(outcomes, connection, claim, recipients, started)
 
 
-async def _new_slot(lane: Lane) -> bool:
-    """The connection was late: another slot, at its own time. False when the next one is too far away to wait with an open
-    connection."""
+async def _new_slot(lane: Lane, patience_seconds: float = CROWDED_SECONDS) -> bool:
+    """One more slot of the rate, at its own time. False when the next one is too far away to wait for it with an open connection."""
     pace, clock = lane.pace, lane.means.clock
     while pace is not None:
         slots, retry_seconds = await pace.take(1)
         wait = slots[0] - clock.seconds() if slots else retry_seconds
-        if wait > CROWDED_SECONDS:
+        if wait > patience_seconds:
             lane.wait(wait)
             return False
         if wait > 0:
@@ -130,6 +136,9 @@ async def send_rest(
     results = dict(pairs)
     try:
         while rest and connection.usable:
+            if not await _new_slot(lane):
+                results.update(together(results, rest, _NO_SLOT))
+                break
             started = means.clock.seconds()
             outcomes = await carry(means, connection, claim, rest)
             elapsed = means.clock.seconds() - started
@@ -137,8 +146,8 @@ async def send_rest(
             some = list(zip(rest, lane.heard(outcomes), strict=True))
             results.update(some)
             rest = too_many(some)
-    except QueueError:
-        pass  # the content could not be read: the rest is tried later
+    except Exception:
+        results.update(together(results, rest, _cut_short(lane, Failure())))
     gone = not connection.usable
     lane.done(connection)
     conclude(lane, claim, list(results.items()), connection.target, gone)
@@ -154,33 +163,86 @@ async def _elsewhere(
     tried = {first.host}
     try:
         while again and (targets := lane.opening.others(tried)):
-            found: OutboundConnection | outcome.Deferred | outcome.Failed
-            try:
-                found = await lane.opening.connect(targets)
-            except LimitReached:
-                found = trouble.judge_local(Stage.CONNECT, LocalTrouble.CROWDED).outcome
+            found = await _connection_to(lane, targets)
             if not isinstance(found, OutboundConnection):
                 results.update(together(results, again, found))
                 break
-            tried |= (
-                {target.host for target in targets[: targets.index(found.target) + 1]}
-                if (found.target in targets)
-                else {found.target.host}
-            )
-            started = means.clock.seconds()
-            outcomes = await carry(means, found, claim, again)
-            attempted(means, lane.domain, claim, found.target, outcomes[-1], means.clock.seconds() - started, found)
-            gone = not found.usable
-            means.pool.release(found, lane.settings.messages_per_connection)
-            means.crowd.freed(found.target.limit)
+            tried |= {target.host for target in targets[: targets.index(found.target) + 1]}
+            try:
+                if not await _new_slot(lane, SLOT_PATIENCE_SECONDS):
+                    results.update(together(results, again, _NO_SLOT))
+                    break
+                started = means.clock.seconds()
+                outcomes = await carry(means, found, claim, again)
+                attempted(means, lane.domain, claim, found.target, outcomes[-1], means.clock.seconds() - started, found)
+                gone = not found.usable
+            finally:
+                lane.let_go(found)
             some = list(zip(again, lane.heard(outcomes), strict=True))
-            results.update(some)
-            again = [who for who, each in some if for_next_host(each, gone, lane.domain, rules)]
-    except QueueError:
-        # The content could not be read: what is known so far counts.
-        unread = trouble.judge_local(Stage.CONTENT, LocalTrouble.INTERNAL).outcome
-        results.update(together(results, again, unread))
+            again = []
+            for who, each in some:
+                if for_next_host(each, gone, lane.domain, rules):
+                    # What this host is not able to do takes nothing back that another has said.
+                    results.update(together(results, [who], each))
+                    again.append(who)
+                else:
+                    results[who] = each
+    except Exception:
+        results.update(together(results, again, _cut_short(lane, Failure())))
     finally:
         lane.elsewhere -= 1
     means.settlement.settle(claim, list(results.items()))
     lane.pump()
+
+
+def _cut_short(lane: Lane, failure: Failure) -> outcome.Deferred | outcome.Failed:
+    """What it means for recipients who were on their way: the content could not be read, or there is a fault of our own. What is known
+    of the others counts."""
+    if failure.check(QueueError):
+        return _UNREAD
+    lane.bug(failure, None)
+    return FAULT
+
+
+async def _connection_to(
+    lane: Lane, targets: Sequence[Target]
+) -> OutboundConnection | outcome.Deferred | outcome.Failed:
+    """A connection to the next host. When its place under the limit must come from the former host's, that is free a moment after
+    its last word: we stand in line for it, once."""
+    connect, means = lane.opening.connect, lane.means
+    try:
+        return await connect(targets)
+    except LimitReached as error:
+        limit = str(error)
+    turn = _Turn(means, limit)
+    means.pool.retire_idle(limit)
+    if not await turn.came:
+        return _CROWDED
+    try:
+        found = await connect(targets)
+    except LimitReached:
+        return _CROWDED
+    if not isinstance(found, OutboundConnection):
+        means.crowd.freed(limit)
+    return found
+
+
+class _Turn:
+    """First in line for a connection of a limit, but not for long. `came` fires with whether it is our turn."""
+
+    def __init__(self, means: Means, limit: str) -> None:
+        self._crowd = means.crowd
+        self._limit = limit
+        self.came: Deferred[bool] = Deferred()
+        if means.crowd.wait(limit, self, first=True):
+            self._timer = means.clock.callLater(CROWDED_SECONDS, self.came.callback, False)
+        else:
+            self.came.callback(False)
+
+    def take_turn(self) -> None:
+        """See `Waits`."""
+        if self.came.called:
+            self._crowd.freed(self._limit)  # too late for us
+        else:
+            self._timer.cancel()
+            self.came.callback(True)

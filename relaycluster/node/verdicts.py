@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 from relaycluster.mail import outcome
 from relaycluster.mail.address import Address
@@ -11,6 +12,10 @@ from relaycluster.mail.outcome import Outcome, Stage
 from relaycluster.policy import trouble
 from relaycluster.policy.pace import UNCHANGED
 from relaycluster.policy.reply_rules import ReplyRules
+from relaycluster.policy.trouble import LocalTrouble
+
+FAULT = outcome.Deferred(trouble.LOCAL_REPLIES[LocalTrouble.INTERNAL], Stage.ROUTING, may_have_arrived=True)
+"""A fault of our own: tried again, marked, as nobody knows how far it came."""
 
 
 def recipients_left(claim: Claim) -> tuple[Address, ...]:
@@ -50,7 +55,9 @@ def spared(pairs: Sequence[tuple[Address, Outcome]]) -> list[Address]:
     return plain if len(plain) < len(failed) else []
 
 
-def for_next_host(each: Outcome, gone: bool, domain: str, rules: ReplyRules) -> bool:
+def for_next_host(
+    each: Outcome, gone: bool, domain: str, rules: ReplyRules
+) -> TypeGuard[outcome.Deferred | outcome.Failed]:
     """Whether another host may take it now: the trouble was this host's, and it certainly has not got the message."""
     if isinstance(each, outcome.Delivered) or (isinstance(each, outcome.Deferred) and each.may_have_arrived):
         return False

@@ -24,7 +24,7 @@ from relaycluster.mail.reply import Reply
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, Target
 from relaycluster.net.pool import ConnectionPool
 from relaycluster.node.crowd import Crowd, LimitReached
-from relaycluster.node.lane import Lane
+from relaycluster.node.lane import TURN, Lane
 from relaycluster.node.limits import Pace
 from relaycluster.node.means import Means
 from relaycluster.node.reach import Reaches
@@ -135,6 +135,7 @@ class Node:
         self.suspensions = Suspensions()
         self.rules = NO_RULES
         self.placed = True
+        self.owned = True
         world = self.world
         self.pool = ConnectionPool(world.clock, self.connect)
         self.crowd = Crowd(lambda limit: len(self.attempts) + len([each for each in self.made if not each.is_gone]))
@@ -182,8 +183,8 @@ class Node:
     async def find(self, domain: str, settings: DestinationSettings) -> Route | NoRoute:
         return self.no_route or Route(self.targets, float("inf"))
 
-    def owner_of(self, partition: int) -> Ownership:
-        return Ownership(partition, 1, self.world.cluster.partitions[partition].fence)
+    def owner_of(self, partition: int) -> Ownership | None:
+        return None if not self.owned else Ownership(partition, 1, self.world.cluster.partitions[partition].fence)
 
     def pace(self, domain: str, settings: DestinationSettings) -> Pace | None:
         if settings.rate is None:
@@ -403,7 +404,8 @@ class LaneTest(SynchronousTestCase):
         for error in (ConnectFailed(REFUSED), LimitReached("L")):
             node, item = self.to("dörte")
             node.opened().answer(NO_UTF8)
-            node.refused(error)
+            while node.attempts:
+                node.refused(error)
             self.assertEqual(node.world.partition().items[item.id].attempts, 1)
             self.assertEqual(self.notices(node), [])
 
@@ -846,19 +848,34 @@ class LaneTest(SynchronousTestCase):
         self.assertEqual(node.done(), {first.id, second.id})
 
     def test_released(self) -> None:
-        """The partition goes to another node: what waits goes back, and the idle connections of the domain end."""
+        """The partition goes to another node: what waits goes back, and the connections that only the domain can use end: the idle
+        ones at once, those that carry mail after it."""
         node = Node(connections=1)
         node.targets = (evolve(MAIN, limit="example.com"),)
         node.queue(3)
         node.lane.wake()
-        connection = node.opened()
+        connection, idle = node.opened(), node.connection(node.targets[0])
+        node.pool._busy.add(idle)
+        node.pool.release(idle)
+        node.owned = False
         node.lane.release()
         self.assertTrue(connection.busy)
+        self.assertTrue(idle.is_gone)
         self.assertEqual((len(node.lane.waiting), node.lane.in_hand), (0, 1))
-        node.owner_of = lambda partition: None  # type: ignore[method-assign, assignment, return-value]
         connection.answer()
-        node.lane.release()
         self.assertTrue(connection.is_gone)
+
+    def test_a_surplus_connection_ends(self) -> None:
+        """The cluster grants fewer than we have, since we joined anew: one ends after a few messages, though more wait."""
+        node = Node(connections=4)
+        node.queue(60)
+        node.lane.wake()
+        connection = node.opened()
+        node.pool.is_surplus = lambda target: True
+        while connection.busy:
+            connection.answer()
+        self.assertTrue(connection.is_gone)
+        self.assertLessEqual(connection.transactions_done, TURN)
 
     def test_bulk_is_not_starved(self) -> None:
         """Urgent mail goes first, and there is more of it than can be sent; a tenth is bulk all the same."""
