@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from twisted.internet.defer import Deferred
 
 from relaycluster.mail import outcome
+from relaycluster.mail.outcome import Stage
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, Target
 from relaycluster.node.attempts import attempted
 from relaycluster.node.claiming import CROWDED_SECONDS
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
 
 NO_OPENING_SECONDS = 0.2
 """After a connection could not be opened while others stand, no other is tried for so long."""
+SILENT_SECONDS = 20.0
+"""A host before whose session stands so long passes may hang: a second connection tries the other addresses first."""
+IN_ALL_SECONDS = 600.0
+"""After so long at hosts that take none, one attempt tries no further host. The one that is being tried has its time."""
 
 
 class Opening:
@@ -31,12 +37,24 @@ class Opening:
     known of its hosts; `group` of all that counts under its limit, which may be the same; `route` where they are.
     `is_first` while it is our turn among those who wait for the limit."""
 
-    __slots__ = ("_lane", "_means", "_shares_hosts", "after_seconds", "count", "group", "is_first", "reach", "route")
+    __slots__ = (
+        "_asked",
+        "_lane",
+        "_means",
+        "_shares_hosts",
+        "after_seconds",
+        "count",
+        "group",
+        "is_first",
+        "reach",
+        "route",
+    )
 
     def __init__(self, lane: Lane, means: Means) -> None:
         self.count = 0
         self.after_seconds = 0.0
         self.is_first = False
+        self._asked: dict[Target, float] = {}  # those that owe an answer, and since when
         self._lane = lane
         self._means = means
         self.use()
@@ -90,11 +108,13 @@ class Opening:
 
     def look(self, now: float) -> None:
         """Open a connection for what waits, if that is right; else make sure that somebody looks again."""
-        lane = self._lane
+        lane, count = self._lane, self.count
         sending = len(lane.carrying)
-        # Each connection that carries mail may bring one more along: a slow start.
-        most = lane.settings.connections
-        if len(lane.waiting) > self.count <= sending and sending + self.count < most and now >= self.after_seconds:
+        # Each connection that carries mail may bring one more along: a slow start. The first one may hang, and the second may not.
+        wanted = min(len(lane.waiting), max(1, sending))
+        if count == 1 and not sending and any(self._hangs(target, now) for target in self._asked):
+            wanted = 2
+        if count < wanted and sending + count < lane.settings.connections and now >= self.after_seconds:
             if self.has_room(now):
                 self.count += 1
                 Deferred.fromCoroutine(self._open()).addErrback(lane.bug, None)
@@ -104,9 +124,18 @@ class Opening:
                     lane.put_back(closed_seconds)
                 else:
                     self._crowded(lane.limit)
-        if lane.waiting and not self.count and not sending:
-            # Nothing will call us: look again when a connection may be opened.
-            lane.wake_up_after(max(NO_OPENING_SECONDS / 4, self.after_seconds - now))
+        if lane.waiting and not sending and self.count <= 1:
+            # Nothing will call us: look again when a connection may be opened, or when the one that is being opened may hang.
+            silent_seconds = now - min(self._asked.values(), default=now)
+            after_seconds = (
+                self.after_seconds - now if not self.count else SILENT_SECONDS - silent_seconds % SILENT_SECONDS
+            )
+            lane.wake_up_after(max(NO_OPENING_SECONDS / 4, after_seconds))
+
+    def _hangs(self, target: Target, now: float) -> bool:
+        """Whether one of our attempts has been there for long, and not because it waits for a place."""
+        since = self._asked.get(target)
+        return since is not None and now - since >= SILENT_SECONDS and not self._means.pool.is_wanted
 
     def idle_connection(self, now: float) -> OutboundConnection | None:
         """One that stands already."""
@@ -139,27 +168,36 @@ class Opening:
         """A connection to the first target that takes one, else what all of them together mean."""
         lane, means = self._lane, self._means
         outcomes: list[outcome.Deferred | outcome.Failed] = []
-        for target in targets:
-            began = means.clock.seconds()
+        start = now = means.clock.seconds()
+        left = deque(sorted(targets, key=lambda target: self._hangs(target, now)))
+        while left and (not outcomes or now - start < IN_ALL_SECONDS):
+            target, began = left.popleft(), now
+            self._asked.setdefault(target, began)
             try:
                 connection = await means.pool.acquire(target)
             except ConnectFailed as error:
-                result = error.outcome
-                attempted(means, lane.domain, None, target, result, means.clock.seconds() - began)
+                now, result = means.clock.seconds(), error.outcome
+                attempted(means, lane.domain, None, target, result, now - began)
+                if now - began >= SILENT_SECONDS and result.stage is not Stage.CONNECT:
+                    # It took the connection and then hung: its other addresses come after the other hosts.
+                    host = target.host
+                    left = deque(sorted(left, key=lambda each: each.host == host))
                 verdict = verdict_of(result, lane.domain, means.rules())
                 if verdict is None:
                     outcomes.append(result)
                     continue
-                outcomes.append(verdict.outcome)
                 if verdict.pace is not UNCHANGED:
                     lane.obey(verdict.pace, result)
-                    break
+                    return verdict.outcome  # it speaks for all hosts
+                outcomes.append(verdict.outcome)
                 if isinstance(verdict.outcome, outcome.Failed) and not verdict.try_next_host:
                     break
             else:
                 if self.reach.window.failures:
                     self.reach.become(self.reach.window.opened(means.clock.seconds()))
                 return connection
+            finally:
+                self._asked.pop(target, None)
         return trouble.after_all_hosts(outcomes)
 
     async def _open(self) -> None:
@@ -215,7 +253,9 @@ class Opening:
         standing = len(lane.carrying)
         if self._shares_hosts:
             standing = max(standing, means.crowd.open(lane.limit))
-        if isinstance(result, outcome.Deferred) and not self.closed_seconds(now):  # else it is left alone already
+        verdict = verdict_of(result, lane.domain, means.rules())
+        if isinstance(result, outcome.Deferred) and (verdict is None or verdict.pace is UNCHANGED):
+            # Who asks for another pace can be reached, and was obeyed.
             self.reach.become(self.reach.window.refused(standing, now, means.jitter()))
         if standing:
             self.after_seconds = now + NO_OPENING_SECONDS
