@@ -342,6 +342,7 @@ class Node(Service):
             lambda: self._rules,
             self._suspensions.suspended,
             self._suspend,
+            max(1000, 4 * config.delivery.connections),  # a lane with a connection has up to four
             sign_anew=lambda content: self._files.signer.sign_anew(content, time.time()),
         )
         self._operations = Operations(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, DeferredList
+from twisted.python.failure import Failure
 
 from relaycluster.interfaces import NotOwner, QueueError
 from relaycluster.mail.envelope import MessageClass
@@ -58,9 +59,10 @@ class Claiming:
         carrying = len(lane.carrying)
         # A paced lane claims for all slots that it can get ahead of their time: one that is asked for late is lost.
         most = 2 * (carrying + 1) if lane.pace is None else MOST_CLAIMED
-        wanted = min(MOST_CLAIMED, lane.settings.connections, most) - carrying - len(lane.waiting) - lane.elsewhere
-        if wanted <= 0:
-            return  # whatever is in hand looks here again when it is done
+        waiting = len(lane.waiting)
+        wanted = min(MOST_CLAIMED, 2 * lane.settings.connections, most) - carrying - waiting - lane.elsewhere
+        if wanted <= 0 or waiting > (carrying + 1) // 2:
+            return  # whatever is in hand looks here again when it is done; some at a time cost the queue less than one by one
         if not means.valid():
             return  # when the lease is proven again, all lanes look
         owner = means.owner_of(lane.partition)
@@ -92,6 +94,8 @@ class Claiming:
             lane.wait(CROWDED_SECONDS)
             return
         if not carrying:
+            if not means.hands.may_begin(lane):
+                return
             full_seconds = means.crowd.full_seconds(lane.limit, now)
             if full_seconds > 0:
                 lane.wait(full_seconds)  # a slot of the rate that cannot be used would be lost to all
@@ -174,7 +178,13 @@ class Claiming:
         self.more = False  # whatever arrives from here on wakes us again
         means = self._means
         number = self._number = means.number()
-        return means.queue.claim(owner, self._lane.domain, wanted, number, *shares(self._turn, wanted))
+        means.hands.asked += wanted
+        claims = means.queue.claim(owner, self._lane.domain, wanted, number, *shares(self._turn, wanted))
+        return claims.addBoth(self._answered, wanted)
+
+    def _answered(self, answer: Any, wanted: int) -> Any:
+        self._means.hands.answered(wanted, 0 if isinstance(answer, Failure) else len(answer))
+        return answer
 
     def _not_answered(self, owner: Ownership, wanted: int) -> None:
         """The queue is away."""

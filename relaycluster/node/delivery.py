@@ -15,6 +15,7 @@ from relaycluster.mail.item import Claim
 from relaycluster.metrics import Metrics
 from relaycluster.net.pool import ConnectionPool
 from relaycluster.node.crowd import Crowd
+from relaycluster.node.hands import Hands
 from relaycluster.node.lane import Lane
 from relaycluster.node.limits import Pace
 from relaycluster.node.means import Means
@@ -35,7 +36,7 @@ FORGOTTEN_SECONDS = 60.0
 
 
 class Delivery:
-    """All lanes of this process. `most_in_hand` bounds the claims of all lanes together for direct leases; `sign_anew` as in `Means`."""
+    """All lanes of this process. With `most_in_hand` claims no lane without a connection claims, and nothing is leased directly; `sign_anew` as in `Means`."""
 
     def __init__(
         self,
@@ -67,11 +68,10 @@ class Delivery:
         self._log = log
         self._metrics = metrics
         self._settlement = settlement
-        self._most_in_hand = most_in_hand
+        hands = self._hands = Hands(clock, most_in_hand, lambda: pool.is_wanted)
         self._number = 0
         self._lanes: dict[str, Lane] = {}
         self._draining = False
-        self._in_hand: set[bytes] = set()
         self._empty: Deferred[None] | None = None
         self._paces: WeakValueDictionary[tuple[str, Rate], Pace] = WeakValueDictionary()
         self._reaches = Reaches()
@@ -101,6 +101,7 @@ class Delivery:
             suspend=suspend,
             jitter=jitter,
             rules=rules,
+            hands=hands,
         )
 
     # Means
@@ -148,7 +149,7 @@ class Delivery:
     def lease_for(self, domain: str) -> tuple[Ownership, int] | None:
         """What an enqueue needs to put an item of the domain straight into our hands; None when it should wait its turn."""
         owner = self.owner_of(partition_of(domain, self._queue.partitions))
-        if owner is None or len(self._in_hand) >= self._most_in_hand or not self.lane(domain).has_room():
+        if owner is None or self.in_hand >= self._hands.most or not self.lane(domain).has_room():
             return None
         return owner, self.claim_number()
 
@@ -186,22 +187,22 @@ class Delivery:
 
     def taken(self, claim: Claim) -> None:
         """It is in our hands until the settlement says otherwise."""
-        self._in_hand.add(claim.token)
+        self._hands.held.add(claim.token)
         item = claim.item
         if item.holder_deaths:
             self._metrics.possible_duplicates.inc()
             self._log.emit(events.PossibleDuplicate(item.id, item.domain, "a holder ended with it in its hands"))
 
     def _settled(self, claim: Claim) -> None:
-        self._in_hand.discard(claim.token)
-        if self._empty is not None and not self._in_hand:
+        self._hands.done(claim.token)
+        if self._empty is not None and not self._hands.held:
             empty, self._empty = self._empty, None
             empty.callback(None)
 
     @property
     def in_hand(self) -> int:
         """Claims that the queue has not heard of again yet."""
-        return len(self._in_hand)
+        return len(self._hands.held)
 
     def forget_idle_lanes(self) -> None:
         """Lanes without work for a while go."""
@@ -218,7 +219,7 @@ class Delivery:
         self._draining = True
         for lane in list(self._lanes.values()):
             lane.pump()
-        if not self._in_hand:
+        if not self._hands.held:
             return succeed(None)
         self._empty = Deferred()
         return self._empty

@@ -105,6 +105,7 @@ class Lane:
             and not claiming.busy
             and len(self.waiting) < MOST_WAITING_DIRECT
             and len(self.carrying) < self.settings.connections
+            and (self.carrying or means.hands.have_room)
             and now >= claiming.not_before_seconds
             and not self.opening.closed_seconds(now)
             and means.suspended(self.domain, self.limit) is None

@@ -13,6 +13,7 @@ from relaycluster.mail.item import Claim
 from relaycluster.metrics import Metrics
 from relaycluster.net.pool import ConnectionPool
 from relaycluster.node.crowd import Crowd
+from relaycluster.node.hands import Hands
 from relaycluster.node.limits import Pace
 from relaycluster.node.reach import Reaches
 from relaycluster.node.routes import Routes
@@ -55,3 +56,4 @@ class Means:
     jitter: Callable[[], float]
     rules: Callable[[], ReplyRules]
     sign_anew: Callable[[bytes], bytes]
+    hands: Hands

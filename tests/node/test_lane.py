@@ -24,6 +24,7 @@ from relaycluster.mail.reply import Reply
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, Target
 from relaycluster.net.pool import ConnectionPool
 from relaycluster.node.crowd import Crowd, LimitReached
+from relaycluster.node.hands import Hands
 from relaycluster.node.lane import TURN, Lane
 from relaycluster.node.limits import Pace
 from relaycluster.node.means import Means
@@ -143,7 +144,8 @@ class Node:
         self.settlement = Settlement(
             world.clock, world.queue, world.metrics, world.log, RETRY, "us.example", lambda: 0.5
         )
-        self.settlement.on_settled = self.settled.append
+        self.hands = Hands(world.clock, 1000, lambda: self.pool.is_wanted)
+        self.settlement.on_settled = self.on_settled
         self.means = Means(
             clock=world.clock,
             queue=world.queue,
@@ -158,7 +160,7 @@ class Node:
             number=counting(),
             pace=self.pace,
             lost=self.lost.append,
-            taken=self.taken.append,
+            taken=self.take,
             crowd=self.crowd,
             draining=lambda: self.is_draining,
             sign_anew=lambda content: content,
@@ -167,11 +169,20 @@ class Node:
             suspend=self.suspend,
             jitter=lambda: 0.5,
             rules=lambda: self.rules,
+            hands=self.hands,
         )
         for domain in domains:
             world.own(domain)
         self.lanes = [Lane(domain, partition_of(domain, PARTITIONS), self.settings, self.means) for domain in domains]
         self.lane = self.lanes[0]
+
+    def take(self, claim: Claim) -> None:
+        self.taken.append(claim)
+        self.hands.held.add(claim.token)
+
+    def on_settled(self, claim: Claim) -> None:
+        self.settled.append(claim)
+        self.hands.done(claim.token)
 
     def is_placed(self, domain: str) -> bool:
         return self.placed
