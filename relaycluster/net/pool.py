@@ -122,15 +122,15 @@ class ConnectionPool:
         def leave(turn: Deferred[OutboundConnection | None]) -> None:
             del self._waiting[turn]
 
-        turn: Deferred[OutboundConnection | None] = Deferred(leave)
-        self._waiting[turn] = target
-        if self._pressing is None:
-            self._end_what_hangs()
-
         def my_turn(handed_over: OutboundConnection | None) -> Deferred[OutboundConnection]:
             return self._open(target) if handed_over is None else succeed(handed_over)
 
-        return turn.addCallback(my_turn)
+        turn: Deferred[OutboundConnection | None] = Deferred(leave)
+        opened = turn.addCallback(my_turn)  # before anybody can have a turn: a place that is free is taken at once
+        self._waiting[turn] = target
+        if self._pressing is None:
+            self._end_what_hangs()
+        return opened
 
     @property
     def is_wanted(self) -> bool:

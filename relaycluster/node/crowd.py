@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Container, Sized
+from collections.abc import Callable, Container
 from typing import Protocol
 
 TRY_SECONDS = 0.5
@@ -15,10 +15,12 @@ class LimitReached(Exception):
 
 
 class Waits(Protocol):
-    """Who can stand in line; `waiting` is what for."""
+    """Who can stand in line."""
 
     @property
-    def waiting(self) -> Sized: ...
+    def wants_turn(self) -> bool:
+        """Whether there is still something to send."""
+        ...
 
     def take_turn(self) -> None:
         """There may be a connection now."""
@@ -72,6 +74,6 @@ class Crowd:
             lane, _ = lanes.popitem(last=False)
             if not lanes:
                 del self._lanes[limit]
-            if lane.waiting:
+            if lane.wants_turn:
                 lane.take_turn()
                 return

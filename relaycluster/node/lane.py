@@ -146,6 +146,11 @@ class Lane:
             self.put_back(0)
         self.pump()
 
+    @property
+    def wants_turn(self) -> bool:
+        """See `Waits`."""
+        return bool(self.waiting)
+
     def take_turn(self) -> None:
         """A connection under our limit is free, or gone, and we are the first in line."""
         self.opening.after_seconds = 0.0

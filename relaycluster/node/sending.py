@@ -231,18 +231,18 @@ class _Turn:
     """First in line for a connection of a limit, but not for long. `came` fires with whether it is our turn."""
 
     def __init__(self, means: Means, limit: str) -> None:
-        self._crowd = means.crowd
-        self._limit = limit
         self.came: Deferred[bool] = Deferred()
         if means.crowd.wait(limit, self, first=True):
             self._timer = means.clock.callLater(CROWDED_SECONDS, self.came.callback, False)
         else:
             self.came.callback(False)
 
+    @property
+    def wants_turn(self) -> bool:
+        """See `Waits`."""
+        return not self.came.called
+
     def take_turn(self) -> None:
         """See `Waits`."""
-        if self.came.called:
-            self._crowd.freed(self._limit)  # too late for us
-        else:
-            self._timer.cancel()
-            self.came.callback(True)
+        self._timer.cancel()
+        self.came.callback(True)

@@ -12,7 +12,7 @@ class Somebody:
     """Who stands in line."""
 
     def __init__(self, told: list[str], name: str, needs: int = 1) -> None:
-        self.waiting = range(needs)
+        self.wants_turn = needs > 0
         self._told, self._name = told, name
 
     def take_turn(self) -> None:

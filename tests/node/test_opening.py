@@ -69,13 +69,14 @@ class OpeningTest(SynchronousTestCase):
             return Route(targets[domain], float("inf"), settings)
 
         node.find = found  # type: ignore[method-assign]
-        node.queue(1, "a.example")
+        node.queue(2, "a.example")
         node.queue(3, "b.example")
         for lane in node.lanes:
             lane.wake()
         node.world.advance(4)
         self.assertEqual((len(node.attempts), node.pool.counts.waiting), (1, 1))
         connection = node.opened()
+        connection.answer()  # a host that never did would be given up for those who wait
         node.world.advance(3 * SILENT_SECONDS, 1)
         self.assertEqual(node.pool.counts.waiting, 1)
         connection.answer()

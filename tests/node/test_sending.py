@@ -182,6 +182,8 @@ class LimitTest(SynchronousTestCase):
         told: list[str] = []
 
         class Next:
+            wants_turn = True
+
             def take_turn(self) -> None:
                 told.append("next")
 
@@ -197,6 +199,8 @@ class LimitTest(SynchronousTestCase):
         told: list[str] = []
 
         class Next:
+            wants_turn = True
+
             def take_turn(self) -> None:
                 told.append("next")
 
