@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import field, frozen
 
 
 @frozen
@@ -10,12 +10,15 @@ class Reply:
     """One SMTP reply, ours or a remote server's.
 
     `code` is the three-digit number, `enhanced` the enhanced status code (`"5.1.1"`; empty where there is none, as in
-    the greeting and the reply to EHLO), `lines` the text lines without code, enhanced code and line end.
+    the greeting and the reply to EHLO), `lines` the text lines without code, enhanced code and line end. `heard` tells that a
+    remote server said it: only who reads replies from the wire sets it, so that nobody can speak in our name, nor we in theirs.
+    It is no part of what was said: replies of the same words are equal.
     """
 
     code: int
     enhanced: str
     lines: tuple[str, ...]
+    heard: bool = field(default=False, eq=False)
 
     @classmethod
     def of(cls, code: int, enhanced: str, text: str) -> Reply:

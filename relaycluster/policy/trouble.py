@@ -22,6 +22,7 @@ from relaycluster.policy import bounce_class
 from relaycluster.policy.bounce_class import BounceClass
 from relaycluster.policy.pace import UNCHANGED, Pace, SlowDown, Suspend
 from relaycluster.policy.reply_rules import NO_RULES, AsSaid, Defer, Fail, NextHost, ReplyRule, ReplyRules
+from relaycluster.policy.text_pattern import TextPattern, prepare
 
 
 class Scope(Enum):
@@ -94,25 +95,6 @@ LOCAL_REPLIES: Mapping[LocalTrouble, Reply] = MappingProxyType(
 )
 """Our own words for each local trouble, in the form of a reply so that they travel like one."""
 
-_OUR_WORDS = (
-    *(reply.lines[0] for reply in LOCAL_REPLIES.values()),
-    # With which smtp/client.py and net/outbound.py begin what they say themselves.
-    "can not connect to ",
-    "connection lost while ",
-    "timed out while ",
-    "malformed reply while ",
-    "unexpected reply while ",
-    "a reply that nobody asked for while ",
-    "held back before the final dot",
-    "given up by this node",
-    "the connection was closed before the transaction began",
-)
-
-_ANOTHER_HOST_MAY = tuple(
-    LOCAL_REPLIES[trouble].lines[0]
-    for trouble in (LocalTrouble.EIGHT_BIT_NOT_OFFERED, LocalTrouble.SMTPUTF8_NOT_OFFERED, LocalTrouble.TOO_LARGE)
-)
-
 _LOCAL_SCOPES: Mapping[LocalTrouble, Scope] = MappingProxyType(
     {
         **dict.fromkeys(LocalTrouble, Scope.HOST),
@@ -145,8 +127,9 @@ _STAGE_SCOPES: Mapping[Stage, Scope] = MappingProxyType(
     }
 )
 
+_EXTENSIONS = frozenset({"5.3.4", "5.6.3", "5.6.7"})  # what we say of a host's SIZE, 8BITMIME and SMTPUTF8
 _CREDENTIALS = frozenset({530, 534, 535, 538})  # RFC 4954 6, RFC 3207 4: our configuration, not the message
-_NO_MAIL_HERE = frozenset({521, 556})  # RFC 7504
+_NO_MAIL_HERE = TextPattern("does(n.t| not) accept (any )?(e-?mail|mail|messages)[.!]?$")
 _BEFORE_THE_MESSAGE = frozenset({Stage.CONNECT, Stage.GREETING, Stage.EHLO, Stage.TLS})
 
 
@@ -222,7 +205,7 @@ def _by_codes(stage: Stage, reply: Reply, host: str) -> Verdict:
         if stage in (Stage.MAIL, Stage.DATA, Stage.FINAL_DOT) and _host_is_unwell(reply):
             scope = Scope.HOST
         return Verdict(scope, deferred)
-    if stage in _BEFORE_THE_MESSAGE and code not in _NO_MAIL_HERE:
+    if stage in _BEFORE_THE_MESSAGE and not _takes_no_mail(reply):
         # The host knows nothing of the message yet. RFC 5321 3.1 means "no SMTP service here" by 554; servers mean "not from
         # your address, today" just as often, and a refused EHLO or STARTTLS is a matter of our name or configuration.
         return Verdict(scope, deferred)
@@ -271,6 +254,14 @@ def is_too_many_recipients(reply: Reply) -> bool:
     return reply.enhanced in ("4.5.3", "5.5.3") and not reply.is_positive
 
 
+def _takes_no_mail(reply: Reply) -> bool:
+    """Whether a reply to nothing yet says that the host never takes mail from anybody (RFC 7504).
+
+    521 alone does not: with it Postfix's postscreen, and others, hang up on a client that is on some list today.
+    """
+    return reply.code == 556 or (reply.code == 521 and _NO_MAIL_HERE.occurs_in(prepare(" ".join(reply.lines))))
+
+
 def _host_is_unwell(reply: Reply) -> bool:
     """Whether a 4yz reply speaks of the host (full disk, overload, shutting down) and not of the message."""
     if reply.enhanced:
@@ -280,19 +271,17 @@ def _host_is_unwell(reply: Reply) -> bool:
 
 def another_host_may(failed: Failed) -> bool:
     """Whether the failure is only what we found this host not to offer: others of the destination may offer it."""
-    lines = failed.reply.lines
-    return bool(lines) and lines[0].startswith(_ANOTHER_HOST_MAY)
+    return failed.reply.enhanced in _EXTENSIONS and not failed.reply.heard
 
 
 def needs_smtputf8(failed: Failed) -> bool:
     """Whether we found that the host lacks the SMTPUTF8 that the transaction needs."""
-    return failed.reply.enhanced == "5.6.7" and not was_said_by_host(failed)
+    return failed.reply.enhanced == "5.6.7" and not failed.reply.heard
 
 
 def was_said_by_host(outcome: Outcome) -> bool:
     """Whether the reply came over the wire; otherwise the words are ours (RFC 3464 2.3.6 keeps them apart)."""
-    lines = outcome.reply.lines
-    return not (lines and lines[0].startswith(_OUR_WORDS))
+    return outcome.reply.heard
 
 
 def class_of(outcome: Deferred | Failed, domain: str = "", rules: ReplyRules = NO_RULES) -> BounceClass:

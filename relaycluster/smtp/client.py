@@ -36,7 +36,6 @@ ONE_WRITE = 64 * 1024
 """Content of at most so many octets is stuffed and written at once, together with its final dot."""
 
 
-# In the words of `policy/trouble.py`, which knows by them that no server said this.
 _TLS_FAILED = "The TLS handshake with the host failed"
 _REPLY_OTHER_LENGTH = Reply.of(451, "4.3.0", "given up by this node: the content has another length than was said")
 _NO_TLS = "TLS is required, and the host does not offer it"
@@ -513,8 +512,8 @@ class ClientConversation:
         self._events.append(Ready(self.extensions))
 
     def _obstacle(self, transaction: Transaction, is_eight_bit: bool, needs_utf8: bool) -> Reply | None:
-        """Why the host can not take the transaction, as far as its extensions tell before a byte is sent. The words are those of
-        `policy/trouble.py`, which knows by them that no server said this."""
+        """Why the host can not take the transaction, as far as its extensions tell before a byte is sent. The codes are those of
+        `policy/trouble.py`, which knows by them that another host may take it."""
         offers = self.extensions
         if offers.size_limit is not None and transaction.size > offers.size_limit:
             detail = f"({transaction.size} octets, and the host takes {offers.size_limit})"

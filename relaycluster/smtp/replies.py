@@ -145,13 +145,13 @@ def _reply(code: int, lines: tuple[bytes, ...]) -> Reply:
     first = _ENHANCED(lines[0])
     # The class of the enhanced code is the code's first digit (RFC 2034 section 4); one that is not is mere text.
     if first is None or first[1][0] != 0x30 + code // 100:
-        return Reply(code, "", tuple([printable(line) for line in lines]))
+        return Reply(code, "", tuple([printable(line) for line in lines]), True)
     enhanced = lines[0][: first.end()].rstrip()
     texts = [printable(lines[0][first.end() :])]
     for line in lines[1:]:
         again = _ENHANCED(line)
         texts.append(printable(line[again.end() :] if again and line[: again.end()].rstrip() == enhanced else line))
-    return Reply(code, enhanced.decode("ascii"), tuple(texts))
+    return Reply(code, enhanced.decode("ascii"), tuple(texts), True)
 
 
 def printable(octets: bytes) -> str:

@@ -16,6 +16,7 @@ from relaycluster.mail.outcome import Delivered, Stage
 from relaycluster.mail.reply import Reply
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, Target, connect
 from relaycluster.net.pool import ConnectionPool, PoolCounts
+from relaycluster.policy.trouble import was_said_by_host
 from tests.net.loopback import SETTINGS, LoopbackCase, transaction
 from tests.net.scripted_server import ScriptedServer
 
@@ -145,6 +146,7 @@ class PoolTests(SynchronousTestCase):
         waiting = [self.pool.acquire(evolve(A, host=f"good{n}.example")) for n in range(2)]
         self.assertEqual(len(answers), 2)
         self.assertEqual([each.value.outcome.reply.enhanced for each in answers], ["4.4.1", "4.4.1"])
+        self.assertFalse(any(was_said_by_host(each.value.outcome) for each in answers))
         self.assertEqual(self.network.attempts[-1][0].host, "good1.example")
         self.assertEqual(self.pool.counts.waiting, 0)
         self.pool.acquire(B).addErrback(answers.append)

@@ -20,7 +20,6 @@ from relaycluster.mail.address import Address
 from relaycluster.mail.envelope import BodyType, MessageClass
 from relaycluster.mail.item import Claim, Item
 from relaycluster.mail.outcome import Delivered, Failed, Outcome, Stage
-from relaycluster.mail.reply import Reply
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, Target
 from relaycluster.net.pool import ConnectionPool
 from relaycluster.node.crowd import Crowd, LimitReached
@@ -40,15 +39,16 @@ from relaycluster.policy.ring import partition_of
 from relaycluster.policy.routing import DestinationSettings, HostPort
 from relaycluster.policy.suspension import Suspension, Suspensions
 from relaycluster.policy.text_pattern import TextPattern
-from relaycluster.policy.trouble import LocalTrouble, judge_local
+from relaycluster.policy.trouble import LOCAL_REPLIES, LocalTrouble, judge_local
 from relaycluster.smtp.client import Transaction
 from tests.node.test_settle import RETRY
 from tests.node.world import PARTITIONS, World, counting, result
+from tests.support.replies import heard
 
-LATER = outcome.Deferred(Reply.of(451, "4.7.1", "come again"), Stage.RCPT, "mx.example")
-SHUTTING_DOWN = outcome.Deferred(Reply.of(421, "4.3.2", "going down"), Stage.MAIL, "mx.example")
-NEVER = Failed(Reply.of(550, "5.1.1", "no such user"), Stage.RCPT, "mx.example")
-REFUSED = outcome.Deferred(Reply.of(451, "4.4.1", "The host refused the connection"), Stage.CONNECT, "mx.example")
+LATER = outcome.Deferred(heard("451 4.7.1 come again"), Stage.RCPT, "mx.example")
+SHUTTING_DOWN = outcome.Deferred(heard("421 4.3.2 going down"), Stage.MAIL, "mx.example")
+NEVER = Failed(heard("550 5.1.1 no such user"), Stage.RCPT, "mx.example")
+REFUSED = outcome.Deferred(LOCAL_REPLIES[LocalTrouble.CONNECTION_REFUSED], Stage.CONNECT, "mx.example")
 NO_UTF8 = judge_local(Stage.MAIL, LocalTrouble.SMTPUTF8_NOT_OFFERED, "mx.example").outcome
 MAIN, BACKUP = (Target(f"{name}.example", address) for name, address in (("mx1", "192.0.2.1"), ("mx2", "192.0.2.2")))
 
@@ -85,7 +85,7 @@ class FakeConnection(OutboundConnection):
         assert not answer.called
         self.usable = stays
         self.transactions_done += 1
-        outcomes = (each or Delivered(Reply.of(250, "2.0.0", "ok"), self.target.host),)
+        outcomes = (each or Delivered(heard("250 2.0.0 ok"), self.target.host),)
         answer.callback(outcomes * len(transaction.envelope.recipients))
         if not stays:
             self.go()
@@ -350,7 +350,7 @@ class LaneTest(SynchronousTestCase):
     def test_no_route(self) -> None:
         """The domain does not exist: what waits fails at once, nobody is connected."""
         node = Node()
-        node.no_route = NoRoute(Failed(Reply.of(550, "5.1.2", "The domain does not exist"), Stage.ROUTING))
+        node.no_route = NoRoute(Failed(LOCAL_REPLIES[LocalTrouble.NO_SUCH_DOMAIN], Stage.ROUTING))
         items = node.queue(2)
         node.lane.wake()
         self.assertTrue(node.done() >= {item.id for item in items})
@@ -746,7 +746,7 @@ class LaneTest(SynchronousTestCase):
         node.lane.wake()
         while len(node.busy) < 8:
             node.busy[0].answer()
-        asked = evolve(LATER, reply=Reply.of(421, "4.7.0", "rate limit"), stage=Stage.MAIL)
+        asked = evolve(LATER, reply=heard("421 4.7.0 rate limit"), stage=Stage.MAIL)
         for connection in node.busy:
             connection.answer(asked, stays=False)
         self.assertEqual((node.busy, node.lane.in_hand), ([], 0))
@@ -768,7 +768,7 @@ class LaneTest(SynchronousTestCase):
         node.at_once = node.connection
         node.queue(50)
         node.lane.wake()
-        asked = evolve(LATER, reply=Reply.of(550, "5.7.1", "blocked"), stage=Stage.MAIL)
+        asked = evolve(LATER, reply=heard("550 5.7.1 blocked"), stage=Stage.MAIL)
         node.busy[0].answer(asked)
         while node.busy:
             node.busy[0].answer()

@@ -11,7 +11,6 @@ from relaycluster.mail.address import NULL
 from relaycluster.mail.history import Attempt, Via
 from relaycluster.mail.item import Claim
 from relaycluster.mail.outcome import Deferred, Delivered, Failed, Stage
-from relaycluster.mail.reply import Reply
 from relaycluster.node.operations import Operations
 from relaycluster.node.settle import Settlement
 from relaycluster.policy.lifecycle import OPERATOR_WORK
@@ -21,9 +20,10 @@ from relaycluster.policy.suspension import Suspension, Suspensions
 from relaycluster.store.memory_operator import MemoryOperator
 from tests.node.test_settle import RETRY
 from tests.node.world import PARTITIONS, Unsteady, World, counting, result, run
+from tests.support.replies import heard
 
-OK = Reply.of(250, "2.0.0", "queued as X")
-LATER = Reply.of(451, "4.7.1", "later")
+OK = heard("250 2.0.0 queued as X")
+LATER = heard("451 4.7.1 later")
 
 
 class OperationsTest(SynchronousTestCase):
@@ -179,6 +179,9 @@ class OperationsTest(SynchronousTestCase):
         self.assertIn("gave the message up: the list was wrong", failed[0]["reply"])
         (notice,) = self.world.events("notice_queued")
         self.assertEqual(notice["to"], "s@example.net")
+        self.assertIn(
+            b"Diagnostic-Code: X-Relaycluster; 554 5.0.0", self.world.partition("example.net").bodies[notice["id"]]
+        )
         self.assertEqual([type(each).__name__ for each in self.records(item.id)], ["Act", "Attempt"])
 
     def test_a_bounce_of_a_notice_tells_nobody(self) -> None:
@@ -323,7 +326,7 @@ class OperationsTest(SynchronousTestCase):
         """Where no attempt was told, the outcomes say what they know, each with its recipients when they differ."""
         claim = self.world.claimed(self.world.item(recipients=2))
         one, two = claim.item.envelope.recipients
-        deferred, failed = Deferred(LATER, Stage.RCPT, "mx"), Failed(Reply.of(550, "5.1.1", "no"), Stage.RCPT, "mx")
+        deferred, failed = Deferred(LATER, Stage.RCPT, "mx"), Failed(heard("550 5.1.1 no"), Stage.RCPT, "mx")
         self.settlement.settle(claim, [(one, deferred), (two, failed)])
         found = [each for each in self.records(claim.item.id) if isinstance(each, Attempt)]
         self.assertEqual(

@@ -12,13 +12,13 @@ from relaycluster.mail.address import NULL
 from relaycluster.mail.envelope import Notify, NotifyRequest, Ret
 from relaycluster.mail.item import Claim
 from relaycluster.mail.outcome import Deferred, Delivered, Failed, Outcome, Stage
-from relaycluster.mail.reply import Reply
 from relaycluster.node.settle import RetrySettings, Settlement
 from tests.node.world import World, result, run, snapshot
+from tests.support.replies import heard
 
-OK = Delivered(Reply.of(250, "2.0.0", "taken"), "mx.example")
-LATER = Deferred(Reply.of(451, "4.7.1", "come again"), Stage.RCPT, "mx.example")
-NEVER = Failed(Reply.of(550, "5.1.1", "no such user"), Stage.RCPT, "mx.example")
+OK = Delivered(heard("250 2.0.0 taken"), "mx.example")
+LATER = Deferred(heard("451 4.7.1 come again"), Stage.RCPT, "mx.example")
+NEVER = Failed(heard("550 5.1.1 no such user"), Stage.RCPT, "mx.example")
 ASKED_FOR_NOTHING = NotifyRequest(frozenset())
 FAILURES, DELAYS, SUCCESSES = (
     NotifyRequest(frozenset({each})) for each in (Notify.FAILURE, Notify.DELAY, Notify.SUCCESS)

@@ -9,9 +9,9 @@ import pytest
 
 from relaycluster.config.rules import rules_of, shipped
 from relaycluster.mail.outcome import Deferred, Failed, Stage
-from relaycluster.mail.reply import Reply
 from relaycluster.policy.pace import Pace, SlowDown, Suspend, Unchanged
 from relaycluster.policy.trouble import class_of, judge
+from tests.support.replies import heard
 
 RULES = rules_of((), True)
 GOOGLE, YAHOO, APPLE = "gmail-smtp-in.l.google.com", "mta5.am0.yahoodns.net", "mx01.mail.icloud.com"
@@ -80,30 +80,19 @@ REAL: list[tuple[str, Stage, str, type, Pace, str]] = [
 ]  # fmt: skip
 
 
-def reply(text: str) -> Reply:
-    """As the client reads it: an enhanced code is one only where it has the form (RFC 2034)."""
-    code, _, rest = text.partition(" ")
-    enhanced, _, words = rest.partition(" ")
-    return (
-        Reply.of(int(code), enhanced, words)
-        if re.fullmatch(r"[245]\.\d+\.\d+", enhanced)
-        else Reply.of(int(code), "", rest)
-    )
-
-
 @pytest.mark.parametrize(
     ("host", "stage", "text", "kind", "pace", "bounce_class"), REAL, ids=[each[2][:40] for each in REAL]
 )
 def test_real_replies(host: str, stage: Stage, text: str, kind: type, pace: Pace, bounce_class: str) -> None:
     """Each reply: deferred or failed, what it means for our pace, and its class."""
-    verdict = judge(stage, reply(text), host, "recipient.example", RULES)
+    verdict = judge(stage, heard(text), host, "recipient.example", RULES)
     assert (type(verdict.outcome), verdict.pace) == (kind, pace), verdict.rule
     assert class_of(verdict.outcome, "recipient.example", RULES).value == bounce_class, verdict.rule
 
 
 def test_hide_my_email() -> None:
     """By the recipient's domain, whatever its hosts are called."""
-    refused = Failed(reply("550 5.7.1 Relay not permitted"), Stage.RCPT, "mx.example")
+    refused = Failed(heard("550 5.7.1 Relay not permitted"), Stage.RCPT, "mx.example")
     assert class_of(refused, "privaterelay.appleid.com", RULES).value == "inactive-mailbox"
 
 
@@ -127,5 +116,5 @@ def test_each_rule_is_within_reach() -> None:
 
 def test_switched_off() -> None:
     """Without the shipped rules the codes decide."""
-    verdict = judge(Stage.MAIL, reply(REAL[22][2]), OLC, "outlook.com", rules_of((), False))
+    verdict = judge(Stage.MAIL, heard(REAL[22][2]), OLC, "outlook.com", rules_of((), False))
     assert isinstance(verdict.outcome, Failed)

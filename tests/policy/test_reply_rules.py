@@ -22,9 +22,10 @@ from relaycluster.policy.reply_rules import (
 )
 from relaycluster.policy.text_pattern import TextPattern
 from relaycluster.policy.trouble import LOCAL_REPLIES, LocalTrouble, Scope, class_of, judge
+from tests.support.replies import heard
 
-BUSY = Reply(450, "4.7.1", ("Busy", "come back later"))
-NEVER = Reply(550, "5.7.1", ("We know you",))
+BUSY = heard("450-4.7.1 Busy\n450 4.7.1 come back later")
+NEVER = heard("550 5.7.1 We know you")
 
 
 def rule(match: str = ".", action: Action = AsSaid(), name: str = "r", **scope: Any) -> ReplyRule:  # noqa: B008
@@ -45,7 +46,7 @@ def rule(match: str = ".", action: Action = AsSaid(), name: str = "r", **scope: 
         (BUSY, Stage.RCPT, Fail(), Scope.RECIPIENT, Failed, UNCHANGED),
         (BUSY, Stage.MAIL, Fail(), Scope.MESSAGE, Failed, UNCHANGED),
         (BUSY, Stage.GREETING, Fail(), Scope.DESTINATION, Failed, UNCHANGED),
-        (Reply(421, "", ("bye",)), Stage.FINAL_DOT, Fail(), Scope.MESSAGE, Failed, UNCHANGED),
+        (heard("421 bye"), Stage.FINAL_DOT, Fail(), Scope.MESSAGE, Failed, UNCHANGED),
         (BUSY, Stage.RCPT, NextHost(), Scope.HOST, Deferred, UNCHANGED),
         (NEVER, Stage.MAIL, NextHost(), Scope.HOST, Failed, UNCHANGED),
     ],
@@ -61,7 +62,7 @@ def test_the_whole_reply_is_seen() -> None:
     """Code, enhanced code and all lines in one, as the log shows them."""
     rules = ReplyRules([rule("^450 4\\.7\\.1 Busy come back later$", Fail())])
     assert isinstance(judge(Stage.RCPT, BUSY, rules=rules).outcome, Failed)
-    assert rules.find(Stage.RCPT, Reply(450, "4.7.1", ("Busy",))) is None
+    assert rules.find(Stage.RCPT, heard("450 4.7.1 Busy")) is None
 
 
 def test_the_first_that_matches_decides() -> None:
@@ -104,7 +105,7 @@ def test_our_own_words_are_no_reply() -> None:
     for trouble, words in LOCAL_REPLIES.items():
         verdict = judge(Stage.CONNECT, words, "mx", rules=rules)
         assert (verdict.rule, verdict.outcome.reply) == ("", words), trouble
-    assert judge(Stage.MAIL, Reply(250, "", ("fine",)), "mx", rules=rules).rule == ""
+    assert judge(Stage.MAIL, heard("250 fine"), "mx", rules=rules).rule == ""
     lost = Deferred(LOCAL_REPLIES[LocalTrouble.CONNECTION_LOST], Stage.FINAL_DOT, "mx", may_have_arrived=True)
     assert class_of(lost, "", rules) is BounceClass.BAD_CONNECTION
 

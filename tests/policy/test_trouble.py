@@ -6,6 +6,9 @@ import pytest
 
 from relaycluster.mail.outcome import Deferred, Delivered, Failed, Stage
 from relaycluster.mail.reply import Reply
+from relaycluster.policy.bounce_class import BounceClass
+from relaycluster.policy.reply_rules import ReplyRule, ReplyRules
+from relaycluster.policy.text_pattern import TextPattern
 from relaycluster.policy.trouble import (
     LOCAL_REPLIES,
     LocalTrouble,
@@ -20,14 +23,9 @@ from relaycluster.policy.trouble import (
     was_said_by_host,
 )
 from relaycluster.smtp.client import ClientConversation, Ended
+from tests.support.replies import heard
 
 STAGES_WITH_REPLIES = [stage for stage in Stage if stage not in (Stage.ROUTING, Stage.CONNECT)]
-
-
-def reply(text: str) -> Reply:
-    code, _, rest = text.partition(" ")
-    enhanced, _, words = rest.partition(" ") if rest[:1].isdigit() else ("", "", rest)
-    return Reply.of(int(code), enhanced, words)
 
 
 @pytest.mark.parametrize(
@@ -36,11 +34,23 @@ def reply(text: str) -> Reply:
         (Stage.GREETING, "421 busy", Scope.HOST, Deferred),
         (Stage.GREETING, "450 later", Scope.HOST, Deferred),
         (Stage.GREETING, "554 no service for you", Scope.HOST, Deferred),
-        (Stage.GREETING, "521 no mail here", Scope.HOST, Failed),
+        (Stage.GREETING, "521 mx.example does not accept mail", Scope.HOST, Failed),
+        (Stage.GREETING, "521 5.3.2 Host does not accept mail.", Scope.HOST, Failed),
+        (
+            Stage.GREETING,
+            "521 5.7.1 Service unavailable; client [192.0.2.1] blocked using list.example",
+            Scope.HOST,
+            Deferred,
+        ),
+        (Stage.GREETING, "521 5.3.2 Service currently unavailable", Scope.HOST, Deferred),
+        (Stage.GREETING, "521 5.5.1 Protocol error", Scope.HOST, Deferred),
+        (Stage.GREETING, "521 mx.example does not accept mail from 192.0.2.1", Scope.HOST, Deferred),
+        (Stage.GREETING, "521 too busy", Scope.HOST, Deferred),
+        (Stage.TLS, "521 5.7.1 no", Scope.HOST, Deferred),
         (Stage.GREETING, "556 no mail here", Scope.HOST, Failed),
         (Stage.EHLO, "451 later", Scope.HOST, Deferred),
         (Stage.EHLO, "550 bad name", Scope.HOST, Deferred),
-        (Stage.EHLO, "521 no mail here", Scope.HOST, Failed),
+        (Stage.EHLO, "521 Host does not accept mail", Scope.HOST, Failed),
         (Stage.TLS, "454 4.7.0 later", Scope.HOST, Deferred),
         (Stage.TLS, "502 5.5.1 what", Scope.HOST, Deferred),
         (Stage.MAIL, "550 5.7.1 sender refused", Scope.MESSAGE, Failed),
@@ -71,7 +81,7 @@ def reply(text: str) -> Reply:
 )
 def test_replies(stage: Stage, text: str, scope: Scope, kind: type) -> None:
     """The table of docs/design/trouble.md."""
-    verdict = judge(stage, reply(text), "mx.example")
+    verdict = judge(stage, heard(text), "mx.example")
     assert (verdict.scope, type(verdict.outcome)) == (scope, kind)
     assert (verdict.outcome.stage, verdict.outcome.host) == (stage, "mx.example")
     assert verdict.try_next_host == (scope is Scope.HOST)
@@ -82,10 +92,10 @@ def test_every_reply_has_a_meaning() -> None:
     message fails it, except "no mail here"."""
     for stage in STAGES_WITH_REPLIES:
         for code in range(200, 600):
-            outcome = judge(stage, Reply.of(code, "", "words")).outcome
+            outcome = judge(stage, heard(f"{code} words")).outcome
             if isinstance(outcome, Failed):
                 assert code >= 500
-                assert stage not in (Stage.GREETING, Stage.EHLO, Stage.TLS) or code in (521, 556)
+                assert stage not in (Stage.GREETING, Stage.EHLO, Stage.TLS) or code == 556
                 assert code not in (421, 530, 535)
             else:
                 assert not outcome.may_have_arrived or (stage is Stage.FINAL_DOT and code < 400)
@@ -124,7 +134,20 @@ def test_every_local_trouble_has_its_words() -> None:
         detailed = judge_local(Stage.CONNECT, trouble, detail="errno 111").outcome
         assert detailed.reply.lines == (f"{words.lines[0]} (errno 111)",)
         assert not was_said_by_host(detailed)
-    assert was_said_by_host(judge(Stage.RCPT, reply("550 5.1.1 no")).outcome)
+    assert was_said_by_host(judge(Stage.RCPT, heard("550 5.1.1 no")).outcome)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [*map(str, LOCAL_REPLIES.values()), "554 5.4.7 given up by this node", "451 4.4.2 connection lost while idle"],
+)
+def test_a_server_cannot_speak_in_our_name(text: str) -> None:
+    """Its words are its own, whatever they are: they are told as such, and rules see them."""
+    rules = ReplyRules([ReplyRule("any", TextPattern("."), bounce_class=BounceClass.OTHER)])
+    verdict = judge(Stage.RCPT, heard(text), "mx", rules=rules)
+    assert was_said_by_host(verdict.outcome)
+    assert verdict.rule == "any"
+    assert isinstance(verdict.outcome, Deferred) or not another_host_may(verdict.outcome)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +166,7 @@ def test_what_a_host_does_not_offer(kind: LocalTrouble, elsewhere: bool) -> None
     assert another_host_may(failed) is elsewhere
     assert needs_smtputf8(failed) is (kind is LocalTrouble.SMTPUTF8_NOT_OFFERED)
     for text in ("553 5.6.7 no", "554 5.6.3 no", "552 5.3.4 no"):
-        said = judge(Stage.MAIL, reply(text)).outcome
+        said = judge(Stage.MAIL, heard(text)).outcome
         assert isinstance(said, Failed)
         assert not another_host_may(said)
         assert not needs_smtputf8(said)
@@ -180,9 +203,9 @@ def test_after_all_hosts() -> None:
     """One host that may take it later outweighs all that refused; what a server said outweighs what the network did; where
     all refused, the most preferred host's words count."""
     refused = judge_local(Stage.CONNECT, LocalTrouble.CONNECTION_REFUSED, "a").outcome
-    busy = judge(Stage.GREETING, reply("421 busy"), "b").outcome
-    never = judge(Stage.GREETING, reply("521 never"), "c").outcome
-    never_too = judge(Stage.GREETING, reply("521 never"), "d").outcome
+    busy = judge(Stage.GREETING, heard("421 busy"), "b").outcome
+    never = judge(Stage.GREETING, heard("556 never"), "c").outcome
+    never_too = judge(Stage.GREETING, heard("556 never"), "d").outcome
     perhaps = judge_local(Stage.FINAL_DOT, LocalTrouble.CONNECTION_LOST, "e").outcome
     assert after_all_hosts([never, refused]) is refused
     assert after_all_hosts([refused, never, busy]) is busy
@@ -194,15 +217,15 @@ def test_after_all_hosts() -> None:
 
 def test_status_agrees_with_what_we_do() -> None:
     """A 554 in a greeting that we defer is shown as 4.x.x; a missing code becomes x.0.0."""
-    assert status_of(judge(Stage.GREETING, reply("554 5.7.1 no")).outcome) == "4.7.1"
-    assert status_of(judge(Stage.RCPT, reply("550 no")).outcome) == "5.0.0"
-    assert status_of(judge(Stage.RCPT, reply("550 2.1.5 odd")).outcome) == "5.1.5"
-    assert status_of(Delivered(reply("250 2.1.5 fine"))) == "2.1.5"
+    assert status_of(judge(Stage.GREETING, heard("554 5.7.1 no")).outcome) == "4.7.1"
+    assert status_of(judge(Stage.RCPT, heard("550 no")).outcome) == "5.0.0"
+    assert status_of(judge(Stage.RCPT, Reply(550, "2.1.5", ("odd",))).outcome) == "5.1.5"
+    assert status_of(Delivered(heard("250 2.1.5 fine"))) == "2.1.5"
 
 
 def test_too_many_recipients() -> None:
     """RFC 5321 4.5.3.1.10, and the enhanced code where there is one."""
     for text in ("452 too many", "452 4.5.3 too many", "552 too many", "552 5.5.3 too many", "451 4.5.3 later"):
-        assert is_too_many_recipients(reply(text)), text
+        assert is_too_many_recipients(heard(text)), text
     for text in ("452 4.2.2 full", "452 4.3.1 disk", "552 5.2.2 full", "552 5.3.4 large", "550 5.1.1 no"):
-        assert not is_too_many_recipients(reply(text)), text
+        assert not is_too_many_recipients(heard(text)), text

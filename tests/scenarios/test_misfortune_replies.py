@@ -39,10 +39,10 @@ TABLE = (
     Misfortune(
         "no-mail-here",
         "failed",
-        (Rule("greeting", HERE, reply="521 5.3.2 this host takes no mail"),),
+        (Rule("greeting", HERE, reply="521 5.3.2 this host does not accept mail"),),
         stage="greeting",
         status="5.3.2",
-        says="takes no mail",
+        says="does not accept mail",
         bounce_class="bad-domain",
     ),
     # Many lines, and lines that are no reply.
