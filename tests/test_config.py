@@ -23,13 +23,13 @@ from relaycluster.config.values import (
 )
 from relaycluster.mail.envelope import MessageClass
 from relaycluster.mail.outcome import Stage
-from relaycluster.mail.reply import Reply
 from relaycluster.policy.bounce_class import BounceClass
 from relaycluster.policy.pace import Suspend
 from relaycluster.policy.rate import Rate
 from relaycluster.policy.routing import HostPort
 from relaycluster.policy.sources import Source
 from relaycluster.policy.trouble import class_of, judge
+from tests.support.replies import heard
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -263,11 +263,11 @@ def test_reply_rules(tmp_path: Path) -> None:
         '[[reply_rule]]\nname = "mine"\nmatch = \'^450 .*later$\'\naction = "next_host"\nstage = ["rcpt"]\ndomain = ["*.a.test"]\n'
     )
     rules = read(tmp_path, text).rules()
-    unusual = Reply.of(421, "4.7.28", "Gmail has detected an unusual rate of unsolicited mail")
+    unusual = heard("421 4.7.28 Gmail has detected an unusual rate of mail from your IP address")
     verdict = judge(Stage.FINAL_DOT, unusual, "gmail-smtp-in.l.google.com", "gmail.com", rules)
     assert (verdict.rule, verdict.pace) == ("reply_rule[0]", Suspend(7200))
     assert class_of(verdict.outcome, "gmail.com", rules) is BounceClass.OTHER
-    later = Reply.of(450, "", "come later")
+    later = heard("450 come later")
     assert judge(Stage.RCPT, later, "mx", "x.a.test", rules).rule == "mine"
     assert judge(Stage.MAIL, later, "mx", "x.a.test", rules).rule == ""
     assert len(rules) > 40

@@ -31,7 +31,8 @@ class ReplyRule(Section):
     match: PatternText = Field(
         description="A regular expression that occurs in the reply: code, enhanced code and all lines in one, as in the log:"
         " `421 4.7.0 Too many connections`. Case does not matter; what is beyond the first 2 KiB is not looked at, characters that are not"
-        " ASCII are seen as `?`. RE2's syntax: it takes time in proportion to the reply whatever stands there, so there is no look-around and no"
+        " ASCII are seen as `?`, a mail address as `@`, since whoever sends mail can choose it. RE2's syntax: it takes time in proportion to"
+        " the reply whatever stands there, so there is no look-around and no"
         " back-reference: `.` `[a-z]` `\\d` `\\w` `\\s` `( )` `|` `^` `$` `?` `*` `+` `{2,5}`. In TOML it stands best in single quotes."
     )
     action: ActionText = option(

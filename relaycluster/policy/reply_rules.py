@@ -1,11 +1,13 @@
 """What is known about the replies of certain providers, and their codes do not say: rules for the text of a reply.
 
 The first rule that matches decides; the operator's own stand before those that are shipped (`providers.toml`). What a rule may do is a
-closed union. The text is a stranger's: it is cut, and matched in linear time (`text_pattern.py`).
+closed union. The text is a stranger's: it is cut, and matched in linear time (`text_pattern.py`). Addresses in it are chosen by whoever
+sends mail through us; servers repeat them, so rules do not see them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from attrs import field, frozen
@@ -47,9 +49,9 @@ Action = AsSaid | SlowDown | Suspend | Fail | Defer | NextHost
 class ReplyRule:
     """One `[[reply_rule]]`.
 
-    It holds for replies in which `pattern` occurs (code, enhanced code and lines in one: `421 4.7.0 Too many connections`), at one of
-    `stages`, and for mail to one of `domains` (`example.com`, `*.example.com` for all below, `*`) or said by a host whose name ends in
-    one of `mx_suffixes`. What is empty is no condition. `name` is for logs; `bounce_class` None leaves the class to the codes.
+    It holds for replies in which `pattern` occurs (code, enhanced code and lines in one: `421 4.7.0 Too many connections`, with `@` in
+    place of each mail address), at one of `stages`, and for mail to one of `domains` (`example.com`, `*.example.com` for all below,
+    `*`) or said by a host whose name ends in one of `mx_suffixes`. What is empty is no condition. `name` is for logs; `bounce_class` None leaves the class to the codes.
     """
 
     name: str
@@ -82,6 +84,16 @@ class ReplyRule:
         return domain in self._names or domain.endswith(self._below) or f".{host}".endswith(self._hosts)
 
 
+_with_spaces = re.compile(r'<?"[^"]*"@\S*|<[^<>@]*@[^<>]*>').sub  # linear: no part can stop in two places
+
+
+def without_addresses(text: str) -> str:
+    """A text with `@` in place of each mail address."""
+    if "@" not in text:
+        return text
+    return " ".join(["@" if "@" in word else word for word in _with_spaces("@", text).split(" ")])
+
+
 class ReplyRules:
     """All rules, in their order. Which of them are for a domain and its host is kept for some of those that were asked last."""
 
@@ -112,7 +124,7 @@ class ReplyRules:
             rules = self._for[domain, host] = tuple([rule for rule in self._rules if rule.covers(domain, host)])
         if not rules:
             return None
-        said = prepare(str(reply))
+        said = prepare(without_addresses(str(reply)))
         for rule in rules:
             if (not rule.stages or stage in rule.stages) and rule.pattern.occurs_in(said):
                 return rule

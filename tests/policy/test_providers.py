@@ -10,7 +10,7 @@ import pytest
 from relaycluster.config.rules import rules_of, shipped
 from relaycluster.mail.outcome import Deferred, Failed, Stage
 from relaycluster.policy.pace import Pace, SlowDown, Suspend, Unchanged
-from relaycluster.policy.trouble import class_of, judge
+from relaycluster.policy.trouble import Scope, class_of, judge
 from tests.support.replies import heard
 
 RULES = rules_of((), True)
@@ -23,8 +23,8 @@ MINUTE, HOUR = 60, 3600
 REAL: list[tuple[str, Stage, str, type, Pace, str]] = [
     (GOOGLE, Stage.FINAL_DOT, "421 4.7.28 Gmail has detected an unusual rate of unsolicited mail originating from your IP address. To protect our users from spam, mail sent from your IP address has been temporarily rate limited. - gsmtp", D, Suspend(15 * MINUTE), "spam-related"),
     (GOOGLE, Stage.FINAL_DOT, "421 4.7.0 Our system has detected an unusual rate of unsolicited mail originating from your IP address. - gsmtp", D, Suspend(15 * MINUTE), "spam-related"),
-    (GOOGLE, Stage.FINAL_DOT, "550 5.7.28 Gmail has detected an unusual rate of mail originating from your DKIM domain [example.org 36]. - gsmtp", D, Suspend(15 * MINUTE), "spam-related"),
-    (GOOGLE, Stage.FINAL_DOT, "421 4.7.26 Your email has been rate limited because it is unauthenticated. Gmail requires all senders to authenticate with either SPF or DKIM. - gsmtp", D, SlowDown(), "auth-policy"),
+    (GOOGLE, Stage.FINAL_DOT, "550 5.7.28 Gmail has detected an unusual rate of mail originating from your DKIM domain [example.org 36]. - gsmtp", D, Unchanged(), "spam-related"),
+    (GOOGLE, Stage.FINAL_DOT, "421 4.7.26 Your email has been rate limited because it is unauthenticated. Gmail requires all senders to authenticate with either SPF or DKIM. - gsmtp", D, Unchanged(), "auth-policy"),
     (GOOGLE, Stage.FINAL_DOT, "550 5.7.26 Your email has been blocked because the sender is unauthenticated. - gsmtp", F, Unchanged(), "auth-policy"),
     (GOOGLE, Stage.FINAL_DOT, "550 5.7.25 The IP address sending this message does not have a PTR record setup - gsmtp", F, Unchanged(), "bad-configuration"),
     (GOOGLE, Stage.FINAL_DOT, "550 5.7.1 [192.0.2.1 19] Our system has detected that this message is likely unsolicited mail. To reduce the amount of spam sent to Gmail, this message has been blocked. - gsmtp", F, Unchanged(), "spam-related"),
@@ -77,6 +77,31 @@ REAL: list[tuple[str, Stage, str, type, Pace, str]] = [
     (OTHER, Stage.RCPT, "452 4.2.2 Mailbox full", D, Unchanged(), "quota-issues"),
     (OTHER, Stage.FINAL_DOT, "550 5.7.1 [TSS04] S3150 RP-001 says our own filter", F, Unchanged(), "policy-related"),
     (OTHER, Stage.RCPT, "550 5.1.1 no such user: too many connections", F, Unchanged(), "bad-mailbox"),
+    # One sender's trouble, or one recipient's, is nobody else's.
+    (GOOGLE, Stage.FINAL_DOT, "421 4.7.28 Gmail has detected an unusual rate of unsolicited mail originating from your SPF domain [customer.example 35]. To protect our users from spam, mail sent from your domain has been temporarily rate limited.", D, Unchanged(), "spam-related"),
+    (GOOGLE, Stage.FINAL_DOT, "421 4.7.28 Gmail has detected an unusual rate of unsolicited mail containing one of your URL domains. To protect our users from spam, mail with the URL has been temporarily rate limited.", D, Unchanged(), "spam-related"),
+    (GOOGLE, Stage.FINAL_DOT, "421 4.7.28 Gmail has detected an unusual rate of unsolicited mail originating from your IP Netblock. - gsmtp", D, Suspend(15 * MINUTE), "spam-related"),
+    (GOOGLE, Stage.FINAL_DOT, "421 4.7.23 The IP address sending this message does not have a PTR record. - gsmtp", D, SlowDown(), "bad-configuration"),
+    (GOOGLE, Stage.FINAL_DOT, "421 4.7.29 Your email has been rate limited because this message wasn't sent over a TLS connection. - gsmtp", D, SlowDown(), "bad-configuration"),
+    (GOOGLE, Stage.FINAL_DOT, "421 4.7.32 Your email has been rate limited because the From: header isn't aligned with either the authenticated SPF or DKIM organizational domain. - gsmtp", D, Unchanged(), "auth-policy"),
+    (GOOGLE, Stage.FINAL_DOT, "550 5.7.1 [192.0.2.1 12] Our system has detected an unusual rate of unsolicited mail originating from your IP address. To protect our users from spam, mail sent from your IP address has been blocked.", D, Suspend(15 * MINUTE), "spam-related"),
+    (YAHOO, Stage.RCPT, "452 Too many recipients", D, Unchanged(), "quota-issues"),
+    (YAHOO, Stage.RCPT, "452 4.5.3 Too many recipients", D, Unchanged(), "policy-related"),
+    (YAHOO, Stage.RCPT, "452 4.2.2 user mailbox quota exceeded", D, Unchanged(), "quota-issues"),
+    (YAHOO, Stage.GREETING, "421 4.7.1 [TR01] Too many connections", D, SlowDown(), "policy-related"),
+    (YAHOO, Stage.MAIL, "451 Resources temporarily not available - Please try again later [#4.16.5].", D, SlowDown(), "invalid-sender"),
+    ("mx00.gmx.net", Stage.RCPT, "452 4.5.3 Too many recipients", D, Unchanged(), "policy-related"),
+    ("mx00.gmx.net", Stage.GREETING, "421 gmx.net (mxgmx016) Nemesis ESMTP Service not available Too many connections", D, SlowDown(), "policy-related"),
+    (O365, Stage.MAIL, "550 5.7.502 Access denied, banned sender", F, Unchanged(), "policy-related"),
+    (O365, Stage.MAIL, "550 5.7.705 Access denied, tenant has exceeded threshold", F, Unchanged(), "policy-related"),
+    (O365, Stage.MAIL, "550 5.7.708 Service unavailable. Access denied, traffic not accepted from this IP.", D, Suspend(HOUR), "policy-related"),
+    (O365, Stage.MAIL, "550 5.7.750 Service unavailable. Client blocked from sending from unregistered domains", F, Unchanged(), "policy-related"),
+    (O365, Stage.MAIL, "550 5.7.1 Service unavailable, banned sending IP [192.0.2.1]. AS(1410)", D, Suspend(HOUR), "spam-related"),
+    (OTHER, Stage.MAIL, "450 4.7.1 <a@customer.example>: Sender address rejected: sender rate limit exceeded", D, Unchanged(), "policy-related"),
+    (OTHER, Stage.RCPT, "450 4.2.1 <bob@x.example>: this user is getting too much mail right now", D, Unchanged(), "inactive-mailbox"),
+    (OTHER, Stage.RCPT, "450 4.7.1 Error: too many recipients from 192.0.2.1", D, SlowDown(), "policy-related"),
+    (OTHER, Stage.MAIL, "451 4.7.1 Rate limit exceeded for host 2001:db8::1", D, SlowDown(), "policy-related"),
+    (OTHER, Stage.GREETING, "450 4.7.1 You are sending too fast", D, SlowDown(), "policy-related"),
 ]  # fmt: skip
 
 
@@ -88,6 +113,28 @@ def test_real_replies(host: str, stage: Stage, text: str, kind: type, pace: Pace
     verdict = judge(stage, heard(text), host, "recipient.example", RULES)
     assert (type(verdict.outcome), verdict.pace) == (kind, pace), verdict.rule
     assert class_of(verdict.outcome, "recipient.example", RULES).value == bounce_class, verdict.rule
+
+
+@pytest.mark.parametrize(
+    ("host", "text"),
+    [
+        (ORANGE, "550 5.1.1 <jean_510@orange.fr>: Recipient address rejected: User unknown"),
+        (OLC, "550 5.1.10 RESOLVER.ADR.RecipientNotFound; Recipient corp-001@hotmail.com not found"),
+        ("mx2.comcast.net", "550 5.1.1 <girl000012@comcast.net> Recipient address rejected"),
+        *[
+            (host, form.format(address))
+            for host, _, text, _, pace, _ in REAL
+            if not isinstance(pace, Unchanged)
+            for address in (f'"{text[4:]}"@x.example', f"{re.sub('[^a-zA-Z0-9-]+', '.', text[4:])}@x.example")
+            for form in ("550 5.1.1 <{}>: no such user", "450 4.7.1 <{}>... wait", "550 5.1.1 {} is unknown")
+        ],
+    ],
+)
+def test_an_address_is_only_an_address(host: str, text: str) -> None:
+    """Servers repeat it, and whoever sends mail chooses it: no word in it is heard as the provider's."""
+    verdict = judge(Stage.RCPT, heard(text), host, "recipient.example", RULES)
+    assert (verdict.pace, verdict.scope) == (Unchanged(), Scope.RECIPIENT), verdict.rule
+    assert type(verdict.outcome) is (F if text[0] == "5" else D)
 
 
 def test_hide_my_email() -> None:
@@ -110,7 +157,8 @@ def test_each_rule_is_within_reach() -> None:
         assert (
             rule.domains
             or rule.mx_suffixes
-            or rule.name in ("too many connections", "rate limit", "on a public block list")
+            or rule.name
+            in ("too many connections", "rate limit of our address", "rate limit", "on a public block list")
         )
 
 
