@@ -70,7 +70,7 @@ def connect(reactor: Any, target: Target, settings: OutboundSettings) -> Deferre
     """A connection to the target whose session stands: greeting, EHLO and, by policy, TLS are done.
 
     Under "may", where TLS breaks off the host is asked again in clear at once; when that works, it is asked in clear from
-    the start for `tls.BROKEN_SECONDS`. Fails with `ConnectFailed` and nothing else, once the TCP connection is gone: whoever counts
+    the start for some minutes, unless it takes nothing so. Fails with `ConnectFailed` and nothing else, once the TCP connection is gone: whoever counts
     connections must not count it any more. When it is cancelled it fails with it at once, and nothing that is begun then gets on its
     way before the connection has been cut off. `reactor` provides IReactorTCP and IReactorTime.
     """
@@ -383,6 +383,7 @@ class OutboundConnection(Protocol):
         connection = self._tls_handle()
         if self._conversation.encrypted and self._settings.tls is not None and connection is not None:
             self._settings.tls.remember(connection, self.target.host, self.target.port, verify=self._verifies)
+            self._settings.tls.note_wanted(self.target.address, self.target.port)
         established, self._established = self._established, None
         if established is not None:
             established.callback(self)
@@ -398,6 +399,10 @@ class OutboundConnection(Protocol):
             content_sent.cancel()  # does nothing, unless the content is still on its way
         sending, self._sending = self._sending, None
         self._transaction = None
+        if self._why_clear and self._settings.tls is not None and any(map(tls.is_required_by, outcomes)):
+            # We are in clear since TLS broke off lately, and it is wanted: the next connection tries it again.
+            self._settings.tls.note_wanted(self.target.address, self.target.port)
+            self.close()
         if sending is not None:
             sending.callback(outcomes)
 

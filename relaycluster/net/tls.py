@@ -12,12 +12,14 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from attrs import frozen
 from OpenSSL import SSL
 from service_identity import VerificationError
 from service_identity.pyopenssl import verify_hostname, verify_ip_address
 from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
 from zope.interface import implementer
 
+from relaycluster.mail.outcome import Outcome
 from relaycluster.mail.session import TLSFacts
 
 if TYPE_CHECKING:
@@ -25,8 +27,10 @@ if TYPE_CHECKING:
 
 MOST_SESSIONS = 1024
 
-BROKEN_SECONDS = 3600.0
-"""So long a host is known for breaking off in TLS, and "may" asks it in clear."""
+BROKEN_SECONDS = 300.0
+"""So long a host that broke off in TLS is asked in clear under "may"; twice as long each time that TLS still breaks…"""
+LONGEST_BROKEN_SECONDS = 3600.0
+"""…up to this."""
 MOST_BROKEN = 4096
 
 _CERTIFICATE_TROUBLES = {
@@ -65,7 +69,7 @@ class ClientTLS:
         self._sessions: OrderedDict[tuple[str, int, bool], SSL.Session] = OrderedDict()
         self._most_sessions = most_sessions
         self._troubles: WeakKeyDictionary[SSL.Connection, int] = WeakKeyDictionary()
-        self._broken: OrderedDict[tuple[str, int], tuple[float, str]] = OrderedDict()
+        self._broken: OrderedDict[tuple[str, int], _Broken] = OrderedDict()
 
     def connection_to(self, host: str, port: int, *, verify: bool) -> ConnectionCreator:
         """What Twisted's `startTLS` takes, once. `host` is a domain name (A-labels) or an IP address. With `verify`, a
@@ -121,21 +125,38 @@ class ClientTLS:
 
     def note_broken(self, address: str, port: int, why: str, now: float) -> None:
         """The host breaks off in TLS, and works in clear. `now` is in seconds on the caller's clock."""
-        self._broken[address, port] = (now + BROKEN_SECONDS, why)
-        self._broken.move_to_end((address, port))
+        known = self._broken.pop((address, port), None)
+        seconds = BROKEN_SECONDS
+        if known is not None:
+            # Connections that break at the same time are one piece of news.
+            seconds = known.seconds if now < known.until else min(2 * known.seconds, LONGEST_BROKEN_SECONDS)
+        self._broken[address, port] = _Broken(why, now + seconds, seconds)
         if len(self._broken) > MOST_BROKEN:
             self._broken.popitem(last=False)
+
+    def note_wanted(self, address: str, port: int) -> None:
+        """TLS with the host works, or it takes nothing without: what was known of it counts no more."""
+        self._broken.pop((address, port), None)
 
     def broken(self, address: str, port: int, now: float) -> str:
         """Why TLS with the host is not worth trying at present; empty when it is."""
         found = self._broken.get((address, port))
-        if found is None:
-            return ""
-        until, why = found
-        if now < until:
-            return why
-        del self._broken[address, port]
-        return ""
+        return found.why if found is not None and now < found.until else ""
+
+
+@frozen
+class _Broken:
+    """A host that broke off in TLS: why, and until when, for `seconds`, it is asked in clear."""
+
+    why: str
+    until: float
+    seconds: float
+
+
+def is_required_by(said: Outcome) -> bool:
+    """Whether a host refused because the session is in clear: 530 (RFC 3207 4), or in so many words ("451 5.7.3 STARTTLS is required")."""
+    reply = said.reply
+    return reply.code == 530 or (reply.code >= 400 and reply.heard and "starttls" in str(reply).lower())
 
 
 @implementer(IOpenSSLClientConnectionCreator)

@@ -18,7 +18,7 @@ from twisted.internet.ssl import PrivateCertificate
 from relaycluster.mail import outcome
 from relaycluster.mail.outcome import Delivered, Stage
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, OutboundSettings, Timeouts, connect
-from relaycluster.net.tls import BROKEN_SECONDS, ClientTLS, NotTrusted, reason
+from relaycluster.net.tls import BROKEN_SECONDS, LONGEST_BROKEN_SECONDS, ClientTLS, NotTrusted, reason
 from relaycluster.smtp.client import TLSPolicy
 from tests.net.certificates import Authority, Issued
 from tests.net.loopback import CONTENT, LoopbackCase, chunks, transaction, turn
@@ -170,6 +170,22 @@ class TLSTests(LoopbackCase):
         connection = yield connect(reactor, target, settings)
         self.connections.append(connection)
         self.assertIsNotNone(connection.tls)
+
+    @inlineCallbacks
+    def test_a_host_that_takes_nothing_in_clear(self) -> Any:
+        """One handshake broke off, and the host was remembered; but it wants TLS: that session ends, and the next one tries again."""
+        for refusal in ("530 5.7.0 Must issue a STARTTLS command first", "451 5.7.3 STARTTLS is required to send mail"):
+            server = self.server("x", STARTTLS=[drop, "220 go"], MAIL=[refusal, "250 ok"])
+            target = attrs.evolve(self.listen(server), tls=TLSPolicy.MAY)
+            settings = OutboundSettings("r", ClientTLS(self.ca_file))
+            connection = yield connect(reactor, target, settings)
+            self.connections.append(connection)
+            (each,) = yield connection.send(transaction())
+            self.assertEqual((each.stage, connection.tls, connection.usable), (Stage.MAIL, None, False))
+            connection = yield connect(reactor, target, settings)
+            self.connections.append(connection)
+            self.assertIsInstance((yield connection.send(transaction()))[0], Delivered)
+            self.assertIsNotNone(connection.tls)
 
     @inlineCallbacks
     def test_421_under_tls_is_not_broken_tls(self) -> Any:
@@ -434,6 +450,25 @@ def test_broken_tls_is_remembered_for_a_while(authority: Authority, tmp_path: Pa
     for number in (1, 2, 3):
         clients.note_broken(f"192.0.2.{number}", 25, "a fault", 100.0)
     assert [clients.broken(f"192.0.2.{number}", 25, 100.0) for number in (1, 2, 3)] == ["", "a fault", "a fault"]
+
+
+def test_broken_tls_is_tried_more_and_more_rarely(authority: Authority, tmp_path: Path) -> None:
+    """Soon at first: most of what breaks a handshake is over in a moment. Some that break together count once; success forgets it."""
+    clients = client_tls(authority, tmp_path)
+    now, pauses = 0.0, []
+    for _ in range(6):
+        for later in (0, 1, 2):
+            clients.note_broken("192.0.2.1", 25, "a fault", now + later)
+        began = now
+        while clients.broken("192.0.2.1", 25, now):
+            now += 1
+        pauses.append(now - began - 2)
+    assert pauses == [BROKEN_SECONDS * factor for factor in (1, 2, 4, 8)] + [LONGEST_BROKEN_SECONDS] * 2
+    clients.note_broken("192.0.2.1", 25, "a fault", now)
+    clients.note_wanted("192.0.2.1", 25)
+    assert clients.broken("192.0.2.1", 25, now) == ""
+    clients.note_broken("192.0.2.1", 25, "a fault", now)
+    assert clients.broken("192.0.2.1", 25, now + BROKEN_SECONDS) == ""
 
 
 def test_server_name_indication(authority: Authority, tmp_path: Path) -> None:
