@@ -164,7 +164,12 @@ class OutboundConnection(Protocol):
         self._why_clear = why_clear
         self._shaking_hands: SSL.Connection | None = None
         helo_name = target.helo_name or settings.helo_name
-        self._conversation = ClientConversation(helo_name, target.host, target.tls if policy is None else policy)
+        self._conversation = ClientConversation(
+            helo_name,
+            target.host,
+            target.tls if policy is None else policy,
+            (target.address, target.port) not in settings.unchunked,
+        )
         self._established: Deferred[OutboundConnection] | None = None
         self._failure: ConnectFailed | None = None  # why it will not be established, until the connection is gone
         self._sending: Deferred[tuple[Outcome, ...]] | None = None
@@ -394,6 +399,8 @@ class OutboundConnection(Protocol):
             self.transactions_done += 1
         elif not self._is_connected:
             self.went_stale = self.transactions_done > 0 and conversation.replies_seen == self._replies_before
+        if not conversation.chunking:
+            self._settings.note_unchunked(self.target.address, self.target.port)
         content_sent, self._content_sent = self._content_sent, None
         if content_sent is not None:
             content_sent.cancel()  # does nothing, unless the content is still on its way

@@ -9,6 +9,8 @@ from relaycluster.net import tls
 from relaycluster.smtp.client import TLSPolicy, Transaction
 from relaycluster.smtp.client_states import State
 
+MOST_UNCHUNKED = 1024
+
 
 @frozen(cache_hash=True)
 class Target:
@@ -96,11 +98,19 @@ class Timeouts:
 @frozen
 class OutboundSettings:
     """What all outbound connections of a process have in common. `helo_name` is our name for EHLO where a target has none
-    of its own. With `tls` None, "may" means in clear, and what requires TLS is deferred."""
+    of its own. With `tls` None, "may" means in clear, and what requires TLS is deferred. `unchunked` are hosts that turned out not
+    to know BDAT (see `note_unchunked`)."""
 
     helo_name: str
     tls: tls.ClientTLS | None = None
     timeouts: Timeouts = field(factory=Timeouts)
+    unchunked: dict[tuple[str, int], None] = field(factory=dict, init=False, eq=False, repr=False)
+
+    def note_unchunked(self, address: str, port: int) -> None:
+        """The host offers CHUNKING and refuses it: DATA from here on. The last so many are known."""
+        self.unchunked[address, port] = None
+        if len(self.unchunked) > MOST_UNCHUNKED:
+            del self.unchunked[next(iter(self.unchunked))]
 
 
 class ConnectFailed(Exception):

@@ -55,6 +55,9 @@ class TLSPolicy(StrEnum):
         return self is TLSPolicy.ENCRYPT or self is TLSPolicy.VERIFY
 
 
+_NOT_KNOWN = range(500, 505)  # RFC 5321 4.2.2: of the command, not of the message
+
+
 def _always() -> bool:
     return True
 
@@ -117,9 +120,10 @@ Event = Ready | TLSWanted | ContentWanted | Finished | Ended
 class ClientConversation:
     """One SMTP session, from the greeting on.
 
-    `helo_name` is our name for EHLO, `host` the server's for the outcomes. Read-only for the caller: `state`,
-    `extensions` (of the last EHLO), `encrypted`, and `replies_seen`, which grows with each reply that was understood, so
-    that the caller can tell progress from mere bytes.
+    `helo_name` is our name for EHLO, `host` the server's for the outcomes. `chunking` False leaves the server's CHUNKING unused.
+    Read-only for the caller: `state`, `extensions` (of the last EHLO), `encrypted`, `replies_seen`, which grows with each
+    reply that was understood, so that the caller can tell progress from mere bytes, and `chunking`, False once the server has
+    refused what it offers.
     """
 
     __slots__ = (
@@ -141,14 +145,16 @@ class ClientConversation:
         "_replies",
         "_stuffer",
         "_transaction",
+        "chunking",
         "encrypted",
         "extensions",
         "replies_seen",
         "state",
     )
 
-    def __init__(self, helo_name: str, host: str, tls: TLSPolicy = TLSPolicy.MAY) -> None:
+    def __init__(self, helo_name: str, host: str, tls: TLSPolicy = TLSPolicy.MAY, chunking: bool = True) -> None:
         self.state = State.GREETING
+        self.chunking = chunking
         self.extensions = extensions.NONE
         self.encrypted = False
         self.replies_seen = 0
@@ -284,7 +290,9 @@ class ClientConversation:
             return
         needs_rset, self._needs_rset = self._needs_rset, False
         self._move(Trigger.BEGIN_AFTER_RSET if needs_rset else Trigger.BEGIN)
-        self._chunk_left = transaction.size if offers.chunking and _fits_one_chunk(transaction) else None
+        self._chunk_left = (
+            transaction.size if offers.chunking and self.chunking and _fits_one_chunk(transaction) else None
+        )
         data = "DATA\r\n" if self._chunk_left is None else ""
         if offers.pipelining:
             reset = "RSET\r\n" if needs_rset else ""
@@ -452,7 +460,9 @@ class ClientConversation:
 
     def _on_content(self, reply: Reply) -> None:
         # The server gives up before the content's end. Then the end must not come.
-        if reply.code >= 400:
+        if self._chunk_left is not None and reply.code in _NOT_KNOWN:
+            self._no_chunking(reply)
+        elif reply.code >= 400:
             self._settle(self._refusal(reply, Stage.CONTENT))
             self._end(None)
         else:
@@ -467,6 +477,9 @@ class ClientConversation:
         code = reply.code
         if 300 <= code < 400:
             self._unexpected(reply)
+            return
+        if self._chunk_left is not None and code in _NOT_KNOWN:
+            self._no_chunking(reply)
             return
         self._needs_rset = False
         self._move(Trigger.ANSWERED)
@@ -565,6 +578,14 @@ class ClientConversation:
         else:
             # What is more would be read as commands.
             self._break_off(_REPLY_OTHER_LENGTH)
+
+    def _no_chunking(self, reply: Reply) -> None:
+        """The server offered CHUNKING, and does not know BDAT: something in front of it rewrites what it offers, or what we say. That
+        says nothing of the message, and the octets of the chunk may be read as commands: no more of them, and DATA the next time."""
+        self.chunking = False
+        said = f"the host offers CHUNKING, and refuses BDAT: {str(reply)[:200]}"
+        self._settle(Deferred(Reply.of(451, "4.5.0", said), STAGES[self.state], self._host))
+        self._end(None)
 
     def _may_finish(self) -> bool:
         transaction = self._transaction

@@ -28,10 +28,11 @@ from relaycluster.net.outbound import (
     Timeouts,
     connect,
 )
+from relaycluster.net.target import MOST_UNCHUNKED
 from relaycluster.smtp.client import TLSPolicy
 from relaycluster.smtp.client_states import State
 from tests.net.loopback import CONTENT, SETTINGS, LoopbackCase, chunks, transaction, turn
-from tests.net.scripted_server import ScriptedServer, ScriptedSession, drop, hang, reset, stop_reading
+from tests.net.scripted_server import GOOD, ScriptedServer, ScriptedSession, drop, hang, reset, stop_reading
 
 
 class LoopbackTests(LoopbackCase):
@@ -304,6 +305,24 @@ class LoopbackTests(LoopbackCase):
         self.assertIsInstance(first, Delivered)
         self.assertIsInstance(second, Delivered)
         self.assertEqual(server.contents, [content, CONTENT])
+
+    @inlineCallbacks
+    def test_chunking_that_is_offered_and_not_known(self) -> Any:
+        """The message is deferred, and the next connection to that host sends it by DATA."""
+        content = (b"x" * 76 + b"\r\n") * 1000
+        offers = GOOD["EHLO"].replace("250 8BITMIME", "250-CHUNKING\r\n250 8BITMIME")
+        server = ScriptedServer(EHLO=[offers], BDAT=["500 5.5.1 Command unrecognized"])
+        target = self.listen(server)
+        settings = OutboundSettings("r")
+        for expected in (outcome.Deferred, Delivered, Delivered):
+            connection = yield connect(reactor, target, settings)
+            self.connections.append(connection)
+            (each,) = yield connection.send(transaction(content=content, size=len(content)))
+            self.assertIs(type(each), expected)
+        self.assertEqual((server.heard.count("BDAT"), server.contents), (1, [content, content]))
+        for number in range(MOST_UNCHUNKED + 1):
+            settings.note_unchunked("192.0.2.1", number)
+        self.assertEqual(len(settings.unchunked), MOST_UNCHUNKED)
 
     @inlineCallbacks
     def test_content_that_cannot_be_read(self) -> Any:

@@ -19,9 +19,9 @@ async def _nothing():  # type: ignore[no-untyped-def]
     yield b""
 
 
-def conversation(*keywords: str) -> ClientConversation:
+def conversation(*keywords: str, chunking: bool = True) -> ClientConversation:
     """In READY, with a server that offers these."""
-    client = ClientConversation("client.example", "mx.example", TLSPolicy.NONE)
+    client = ClientConversation("client.example", "mx.example", TLSPolicy.NONE, chunking)
     client.receive_data(b"220 hi\r\n")
     words = ["mx", *keywords]
     client.receive_data(
@@ -159,6 +159,36 @@ def test_a_reply_before_its_command() -> None:
     assert client.data_to_send() == b""
     assert client.state is State.CLOSED
     assert isinstance(finished(client)[0], outcome.Deferred)
+
+
+@pytest.mark.parametrize("all_written", [False, True])
+@pytest.mark.parametrize(
+    "refusal", [b"500 5.5.1 Command unrecognized: BDAT", b"502 no", b"503 5.5.1 Bad sequence", b"504 no"]
+)
+def test_offered_and_not_known(refusal: bytes, all_written: bool) -> None:
+    """A firewall that lets the offer pass and not the command: the message is deferred, the connection cut off, as what follows might be read
+    as commands, and DATA is used the next time."""
+    client = conversation("CHUNKING", "PIPELINING")
+    client.begin(transaction())
+    client.receive_data(b"250 ok\r\n250 ok\r\n")
+    client.send_content(LARGE[:-100])
+    if all_written:
+        client.send_content(LARGE[-100:])
+        client.finish()
+    client.data_to_send()
+    client.receive_data(refusal + b"\r\n")
+    assert client.data_to_send() == b""
+    (each,) = finished(client)
+    assert isinstance(each, outcome.Deferred)
+    assert not each.reply.heard  # so that nobody takes it for a refusal of the message
+    assert (each.may_have_arrived, client.state, client.chunking) == (False, State.CLOSED, False)
+
+
+def test_unused_on_request() -> None:
+    """Who knows better than what the server offers says so."""
+    client = conversation("CHUNKING", "PIPELINING", chunking=False)
+    client.begin(transaction())
+    assert client.data_to_send().endswith(b"DATA\r\n")
 
 
 def test_refused_meanwhile() -> None:
