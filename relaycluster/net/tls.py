@@ -91,9 +91,14 @@ class ClientTLS:
                 verify_ip_address(connection, host)
             else:
                 verify_hostname(connection, host.rstrip("."))
-        except (VerificationError, ValueError) as error:
+        except VerificationError as error:
             # The exceptions of service_identity show their fields, not a sentence.
             raise NotTrusted(f"the certificate does not name {host} ({type(error).__name__})") from error
+        except Exception as error:
+            # No names in it (a common name is none, RFC 9525 2), wildcards where none may be, or what no parser takes.
+            raise NotTrusted(
+                f"the certificate has no usable names ({' '.join(ascii(str(error)).split())[:200]})"
+            ) from error
 
     def remember(self, connection: SSL.Connection, host: str, port: int, *, verify: bool) -> None:
         """Keep the session for the next connection to the host (RFC 8446 2.2, RFC 5077). To be called once the first

@@ -105,6 +105,16 @@ class TLSTests(LoopbackCase):
         self.assertEqual(unknown_root.heard, ["GREETING", "EHLO", "STARTTLS"])
 
     @inlineCallbacks
+    def test_certificates_without_a_usable_name(self) -> Any:
+        """No alternative names, or a wildcard where none may be: deferred like a wrong name, in words; nothing escapes as a fault of ours."""
+        for names in ((), ("*",), ("f*.*.example.com",), ("*.*.example.com",)):
+            server = self.server(*names)
+            failed = yield Deferred.fromCoroutine(self.fails(server, TLSPolicy.VERIFY))
+            self.assertIn("the certificate has no usable names", str(failed.outcome.reply))
+            self.assertEqual(server.heard, ["GREETING", "EHLO", "STARTTLS"])
+            self.assertEqual(self.flushLoggedErrors(), [])
+
+    @inlineCallbacks
     def test_replies_injected_behind_starttls(self) -> Any:
         """What stands in clear behind the 220 is not believed (CVE-2011-0411): no session, not even an encrypted one."""
         for injected in ("250-mx.example.com\r\n250 PIPELINING", "25", "250 ok"):
