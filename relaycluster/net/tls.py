@@ -21,6 +21,7 @@ from zope.interface import implementer
 
 from relaycluster.mail.outcome import Outcome
 from relaycluster.mail.session import TLSFacts
+from relaycluster.smtp.replies import printable
 
 if TYPE_CHECKING:
     from twisted.protocols.tls import TLSMemoryBIOProtocol
@@ -96,9 +97,8 @@ class ClientTLS:
             raise NotTrusted(f"the certificate does not name {host} ({type(error).__name__})") from error
         except Exception as error:
             # No names in it (a common name is none, RFC 9525 2), wildcards where none may be, or what no parser takes.
-            raise NotTrusted(
-                f"the certificate has no usable names ({' '.join(ascii(str(error)).split())[:200]})"
-            ) from error
+            why = printable(" ".join(str(error).split()).encode()[:200])
+            raise NotTrusted(f"the certificate has no usable names: {why}") from error
 
     def remember(self, connection: SSL.Connection, host: str, port: int, *, verify: bool) -> None:
         """Keep the session for the next connection to the host (RFC 8446 2.2, RFC 5077). To be called once the first
