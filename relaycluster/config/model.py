@@ -414,8 +414,9 @@ class Delivery(Section):
     )
     notices_per_sender: OptionalMessageRate = _option(
         "1000/h",
-        "How many notices (of failure, delay, success) are sent to one sender domain, over the whole cluster: who forges an address shall"
-        " not turn us on its owner (backscatter). What is beyond is not sent, each with a line in the log. Empty: no limit.",
+        "How many notices of failure are sent to one sender domain, over the whole cluster, and as many others (of delay, of success)"
+        " besides: who forges an address shall not turn us on its owner (backscatter). What is beyond is not sent, each with a line in the"
+        " log. Empty: no limit.",
     )
     tls: TLSName = _option(
         "may",

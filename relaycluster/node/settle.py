@@ -248,7 +248,7 @@ class Settlement:
             ):
                 told = delays + told
                 delay_notified = True
-        refusal = await self._refusal(item.envelope.reverse_path) if told else ""
+        refusal = await self._refusal(item, told[0][0], attempts) if told else ""
         if refusal:
             dropped, told, delay_notified = told[0][0].value, [], item.delay_notified
         notice = await self._notice(claim, told, attempts, now, expires_at) if told else None
@@ -295,9 +295,12 @@ class Settlement:
             why = "the sender asked for none (NOTIFY)" if owes else "the reverse-path is <>"
             self._log.emit(events.NoticeDropped(item.id, "failed", why))
 
-    async def _refusal(self, reverse_path: Address) -> str:
+    async def _refusal(self, item: Item, kind: Action, attempt: int) -> str:
         """Why the sender gets no notice now; empty when it does."""
-        return await self._allowance.refusal(reverse_path) if self._allowance is not None else ""
+        allowance = self._allowance
+        return (
+            await allowance.refusal(item.envelope.reverse_path, item.id, kind, attempt) if allowance is not None else ""
+        )
 
     def _report(
         self,

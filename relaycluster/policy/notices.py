@@ -7,12 +7,14 @@ our name, and put our addresses on block lists. The count is the cluster's, by d
 from __future__ import annotations
 
 from relaycluster.mail.address import Address
+from relaycluster.mail.dsn import Action
 from relaycluster.policy.rate import Rate
 
 
-def limit_of(reverse_path: Address) -> str:
-    """The name under which the cluster counts notices to this sender."""
-    return f"notices/{reverse_path.domain}"
+def limit_of(reverse_path: Address, kind: Action) -> str:
+    """The name under which the cluster counts notices of this kind to this sender. Failures have a count of their own: when a large
+    destination is down, its delay notices shall not use up what the failures of that hour need."""
+    return f"{'notices' if kind is Action.FAILED else 'notices-of-no-failure'}/{reverse_path.domain}"
 
 
 def why_dropped(rate: Rate) -> str:

@@ -8,7 +8,8 @@ from zope.interface import implementer
 
 from relaycluster.interfaces import IThrottle, QueueUnavailable
 from relaycluster.mail.address import Address
-from relaycluster.node.notice_allowance import NoticeAllowance
+from relaycluster.mail.dsn import Action
+from relaycluster.node.notice_allowance import MOST_ANSWERS, NoticeAllowance
 from relaycluster.policy.rate import Rate
 from relaycluster.policy.throttle import spend
 
@@ -33,14 +34,19 @@ class NoticeAllowanceTest(SynchronousTestCase):
     def setUp(self) -> None:
         self.throttle = CountingThrottle()
         self.allowance = NoticeAllowance(self.throttle, Rate.parse_allowance("3/h"))
+        self.items = 0
 
-    def refusals(self, *senders: str) -> list[str]:
-        return [
-            self.successResultOf(
-                Deferred.fromCoroutine(self.allowance.refusal(Address(sender, sender.partition("@")[2])))
-            )
-            for sender in senders
-        ]
+    def refusal(self, sender: str, item_id: str, kind: Action = Action.FAILED, attempt: int = 1) -> str:
+        address = Address(sender, sender.partition("@")[2])
+        asked = Deferred.fromCoroutine(self.allowance.refusal(address, item_id, kind, attempt))
+        return self.successResultOf(asked)
+
+    def refusals(self, *senders: str, kind: Action = Action.FAILED) -> list[str]:
+        found = []
+        for sender in senders:
+            self.items += 1
+            found.append(self.refusal(sender, f"item{self.items}", kind))
+        return found
 
     def test_a_domain_gets_so_many(self) -> None:
         """The local-part does not matter, since whoever forges can choose it; other domains have their own count; the event's line
@@ -51,6 +57,26 @@ class NoticeAllowanceTest(SynchronousTestCase):
         assert self.refusals("a@other.example") == [""]
         self.throttle.now_us += 3600 * 1_000_000
         assert self.refusals("a@victim.example") == [""]
+
+    def test_delays_leave_room_for_failures(self) -> None:
+        """A large destination that is down for hours uses up what there is for delays, and nothing of what failures need."""
+        told = self.refusals(*["a@victim.example"] * 10, kind=Action.DELAYED)
+        assert [bool(why) for why in told] == [False] * 3 + [True] * 7
+        assert self.refusals("a@victim.example", kind=Action.RELAYED) != [""]
+        assert self.refusals(*["a@victim.example"] * 3) == [""] * 3
+        assert self.refusals("a@victim.example") != [""]
+
+    def test_written_again(self) -> None:
+        """The outcome of one attempt that is written again costs nothing more, and is answered as before; the next attempt counts."""
+        assert [self.refusal("a@victim.example", "x") for _ in range(5)] == [""] * 5
+        assert self.refusal("a@victim.example", "x", attempt=2) == self.refusal("a@victim.example", "y") == ""
+        assert [bool(self.refusal("a@victim.example", "z")) for _ in range(2)] == [True] * 2
+        self.throttle.now_us += 3600 * 1_000_000
+        assert self.refusal("a@victim.example", "z")  # it was told already that nothing is sent
+        self.allowance.use(Rate.parse_allowance("1000000/h"))
+        for number in range(MOST_ANSWERS + 1):
+            self.refusal("a@other.example", f"n{number}")
+        assert len(self.allowance._answers) == MOST_ANSWERS
 
     def test_no_limit(self) -> None:
         """Without a rate nobody is asked; a rate that comes by a reload holds from then on."""
