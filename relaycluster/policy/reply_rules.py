@@ -20,6 +20,9 @@ from relaycluster.policy.text_pattern import TextPattern, prepare
 
 MOST_PLACES = 1000
 """Of so many domains with their hosts it is known which rules are for them."""
+MOST_KNOWN = 1024
+"""So many texts are known with their rule: the outcomes of a transaction are looked at several times, and many replies differ by no more
+than an address."""
 
 
 @frozen
@@ -95,13 +98,15 @@ def without_addresses(text: str) -> str:
 
 
 class ReplyRules:
-    """All rules, in their order. Which of them are for a domain and its host is kept for some of those that were asked last."""
+    """All rules, in their order. Which of them are for a domain and its host is kept for some of those that were asked last, as is
+    which one it was for a text."""
 
-    __slots__ = ("_for", "_rules")
+    __slots__ = ("_for", "_known", "_rules")
 
     def __init__(self, rules: Iterable[ReplyRule] = ()) -> None:
         self._rules = tuple(rules)
         self._for: dict[tuple[str, str], tuple[ReplyRule, ...]] = {}
+        self._known: dict[tuple[Stage, str, str, bytes], ReplyRule | None] = {}
 
     def __eq__(self, other: object) -> bool:
         return self._rules == other._rules if isinstance(other, ReplyRules) else NotImplemented
@@ -125,10 +130,19 @@ class ReplyRules:
         if not rules:
             return None
         said = prepare(without_addresses(str(reply)))
+        known, key = self._known, (stage, domain, host, said)
+        if key in known:
+            return known[key]
+        if len(known) >= MOST_KNOWN:
+            del known[next(iter(known))]
         for rule in rules:
             if (not rule.stages or stage in rule.stages) and rule.pattern.occurs_in(said):
-                return rule
-        return None
+                break
+        else:
+            known[key] = None
+            return None
+        known[key] = rule
+        return rule
 
 
 NO_RULES = ReplyRules()

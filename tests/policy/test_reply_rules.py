@@ -11,6 +11,7 @@ from relaycluster.mail.reply import Reply
 from relaycluster.policy.bounce_class import BounceClass
 from relaycluster.policy.pace import UNCHANGED, Pace, SlowDown, Suspend
 from relaycluster.policy.reply_rules import (
+    MOST_KNOWN,
     MOST_PLACES,
     Action,
     AsSaid,
@@ -124,6 +125,34 @@ def test_hosts_do_not_pile_up() -> None:
     for number in range(2 * MOST_PLACES + 1):
         assert rules.find(Stage.RCPT, BUSY, "a.example", f"mx{number}.b.example") is not None
     assert len(rules._for) <= MOST_PLACES
+    assert len(rules._known) <= MOST_KNOWN
+
+
+def test_a_text_is_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction's replies are looked at when they come, for the next host, and for their class; and a thousand recipients that get
+    the same words get one judgement. Another stage, domain or host is another question."""
+    judged = 0
+    occurs_in = TextPattern.occurs_in
+
+    def counted(self: TextPattern, prepared: bytes) -> bool:
+        nonlocal judged
+        judged += 1
+        return occurs_in(self, prepared)
+
+    monkeypatch.setattr(TextPattern, "occurs_in", counted)
+    rules = ReplyRules([rule("unknown", bounce_class=BounceClass.BAD_MAILBOX)])
+    for number in range(500):
+        said = heard(f"550 5.1.1 <user{number}@a.example>: unknown")
+        assert judge(Stage.RCPT, said, "mx", "a.example", rules).rule == "r"
+        assert class_of(Failed(said, Stage.RCPT, "mx"), "a.example", rules) is BounceClass.BAD_MAILBOX
+    assert judged == 1
+    for stage, domain, host in (
+        (Stage.MAIL, "a.example", "mx"),
+        (Stage.RCPT, "b.example", "mx"),
+        (Stage.RCPT, "a.example", "my"),
+    ):
+        assert rules.find(stage, said, domain, host) is not None
+    assert judged == 4
 
 
 def test_equality() -> None:
