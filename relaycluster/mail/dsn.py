@@ -15,6 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from hashlib import blake2b
+from ipaddress import ip_address
 from itertools import groupby
 from textwrap import wrap
 from types import MappingProxyType
@@ -27,7 +28,7 @@ from relaycluster.mail.downgrade import downgrade, quoted_printable
 from relaycluster.mail.envelope import BodyType, Envelope
 from relaycluster.mail.queue_id import RANDOM_BITS
 from relaycluster.mail.reply import Reply
-from relaycluster.mail.trace import date_time, header_end
+from relaycluster.mail.trace import address_literal, date_time, header_end
 from relaycluster.mail.xtext import in_ascii
 
 SAID_LENGTH: Final = 900
@@ -51,7 +52,7 @@ class Action(Enum):
 class RecipientReport:
     """What there is to say about one recipient.
 
-    `status` is the enhanced status code; `reply` the last reply, `remote` telling whether it came over the wire or is ours;
+    `status` is the enhanced status code; `reply` the last reply, a server's or ours (`Reply.heard`);
     `host` the MX host that was asked last. Times are seconds since the epoch. `original_recipient` is the ORCPT
     parameter, decoded (`xtext.original_recipient`), with its type: `rfc822;bob@example.org`.
     """
@@ -60,7 +61,6 @@ class RecipientReport:
     action: Action
     status: str
     reply: Reply
-    remote: bool
     host: str = ""
     original_recipient: str = ""
     last_attempt: float | None = None
@@ -219,7 +219,7 @@ def _text_part(report: Report, as_utf8: bool) -> bytes:
             lines += ["", f"<{shown(entry.recipient.text)}>"]
             if entry.action is not Action.RELAYED:
                 lines += _wrap("    ", _meaning(entry.status))
-            if entry.remote:
+            if entry.reply.heard:
                 by = (
                     f"The mail server {_clean(entry.host)} said: " if entry.host else "The receiving mail server said: "
                 )
@@ -297,9 +297,9 @@ def _status_part(report: Report, as_utf8: bool) -> bytes:
         lines.append(_field("Action", entry.action.value))
         lines.append(_field("Status", entry.status))
         if entry.host:
-            lines.append(_field("Remote-MTA", f"dns; {entry.host}"))
-        if entry.action is not Action.RELAYED or entry.remote:
-            kind = "smtp" if entry.remote else "X-Relaycluster"
+            lines.append(_field("Remote-MTA", f"dns; {_host_name(entry.host)}"))
+        if entry.action is not Action.RELAYED or entry.reply.heard:
+            kind = "smtp" if entry.reply.heard else "X-Relaycluster"
             lines.append(_field("Diagnostic-Code", f"{kind}; {_said(entry.reply)}"))
         if entry.last_attempt is not None:
             lines.append(_field("Last-Attempt-Date", date_time(entry.last_attempt)))
@@ -407,9 +407,22 @@ def _clean_utf8(text: str) -> str:
     return shown.encode("utf-8", "replace")[:SAID_LENGTH].decode("utf-8", "ignore")
 
 
+def as_told(reply: Reply) -> Reply:
+    """A reply as a notice tells it: a server's whole, of our own the first line. What follows is for our operators."""
+    return reply if reply.heard else Reply(reply.code, reply.enhanced, reply.lines[:1])
+
+
 def _said(reply: Reply) -> str:
-    """What a server said, in one line of printable ASCII."""
-    return _clean(str(reply))
+    """What a server, or we, said, in one line of printable ASCII."""
+    return _clean(str(as_told(reply)))
+
+
+def _host_name(host: str) -> str:
+    """A host as a name of type dns (RFC 3464 2.1.2): an address in brackets."""
+    try:
+        return f"[{address_literal(str(ip_address(host)))}]"
+    except ValueError:
+        return host
 
 
 def _clean(text: str) -> str:

@@ -324,7 +324,7 @@ class Lane:
         attempted(means, self.domain, claim, connection.target, outcomes[-1], elapsed, connection)
         pairs = list(zip(recipients, self.heard(outcomes), strict=True))
         gone = not connection.usable
-        if gone and not trouble.was_said_by_host(outcomes[-1]):
+        if gone and trouble.broke_off(outcomes[-1]):
             # It broke off, or fell silent: as much a sign of too many connections as one that is refused.
             standing, now = max(1, len(self.carrying) - 1), means.clock.seconds()
             reach.become(reach.window.refused(standing, now, means.jitter()))

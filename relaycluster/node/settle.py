@@ -377,7 +377,6 @@ class Settlement:
                 action=action,
                 status=trouble.status_of(each),
                 reply=each.reply,
-                remote=trouble.was_said_by_host(each),
                 host=each.host,
                 original_recipient=_original_recipient(envelope, who),
                 last_attempt=now,
@@ -463,5 +462,5 @@ def _texts(pairs: Sequence[tuple[Address, Any]]) -> tuple[str, ...]:
 def _expired(last: outcome.Deferred) -> outcome.Failed:
     """The last deferral as the failure that the end of the lifetime makes of it."""
     given_up = trouble.judge_local(Stage.ROUTING, LocalTrouble.EXPIRED).outcome.reply
-    reply = evolve(given_up, lines=(f"{' '.join(given_up.lines)}; the last reply was: {last.reply}",))
+    reply = evolve(given_up, lines=(f"{' '.join(given_up.lines)}; the last reply was: {dsn.as_told(last.reply)}",))
     return outcome.Failed(reply, last.stage, last.host)

@@ -9,6 +9,7 @@ from relaycluster.mail import outcome
 from relaycluster.mail.address import Address
 from relaycluster.mail.item import Claim
 from relaycluster.mail.outcome import Outcome, Stage
+from relaycluster.mail.reply import Reply
 from relaycluster.policy import trouble
 from relaycluster.policy.pace import UNCHANGED
 from relaycluster.policy.reply_rules import ReplyRules
@@ -16,6 +17,9 @@ from relaycluster.policy.trouble import LocalTrouble
 
 FAULT = outcome.Deferred(trouble.LOCAL_REPLIES[LocalTrouble.INTERNAL], Stage.ROUTING, may_have_arrived=True)
 """A fault of our own: tried again, marked, as nobody knows how far it came."""
+
+REPORTED = outcome.Delivered(Reply.of(250, "2.0.0", "a former holder of the item reported that all recipients have it"))
+"""For an item that has nobody left to deliver to."""
 
 
 def recipients_left(claim: Claim) -> tuple[Address, ...]:
@@ -61,9 +65,11 @@ def for_next_host(
     """Whether another host may take it now: the trouble was this host's, and it certainly has not got the message."""
     if isinstance(each, outcome.Delivered) or (isinstance(each, outcome.Deferred) and each.may_have_arrived):
         return False
+    if not trouble.was_said_by_host(each):
+        return trouble.another_host_may(each) if isinstance(each, outcome.Failed) else gone and trouble.broke_off(each)
     verdict = trouble.judge(each.stage, each.reply, each.host, domain, rules)
     if isinstance(each, outcome.Failed):
-        return trouble.another_host_may(each) or (trouble.was_said_by_host(each) and verdict.try_next_host)
+        return verdict.try_next_host
     # Who asks for another pace speaks for all hosts of the destination, also when it closes the connection with it.
     return verdict.try_next_host or (gone and verdict.pace is UNCHANGED)
 

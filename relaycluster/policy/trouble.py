@@ -110,6 +110,8 @@ _LOCAL_SCOPES: Mapping[LocalTrouble, Scope] = MappingProxyType(
     }
 )
 
+_OURS_ALONE = frozenset({LocalTrouble.DNS_UNAVAILABLE, LocalTrouble.UNREACHABLE})  # whose details are for the operator
+
 _NO_ANSWER = frozenset({LocalTrouble.CONNECTION_LOST, LocalTrouble.REPLY_TIMEOUT, LocalTrouble.PROTOCOL_ERROR})
 
 _STAGE_SCOPES: Mapping[Stage, Scope] = MappingProxyType(
@@ -215,9 +217,12 @@ def _by_codes(stage: Stage, reply: Reply, host: str) -> Verdict:
 
 
 def judge_local(stage: Stage, trouble: LocalTrouble, host: str = "", detail: str = "") -> Verdict:
-    """What a trouble means that no remote server put into words. `detail` follows our words in parentheses."""
+    """What a trouble means that no remote server put into words. `detail` follows our words in parentheses; where it may name machines
+    of ours it is a line of its own, which logs show and notices leave out."""
     reply = LOCAL_REPLIES[trouble]
-    if detail:
+    if detail and trouble in _OURS_ALONE:
+        reply = Reply(reply.code, reply.enhanced, (*reply.lines, f"({detail})"))
+    elif detail:
         reply = Reply.of(reply.code, reply.enhanced, f"{reply.lines[0]} ({detail})")
     if stage is Stage.FINAL_DOT and trouble in _NO_ANSWER:
         # RFC 5321 4.5.3.2.6: the host may have the message. Another host at once would very likely make two of it.
@@ -282,6 +287,12 @@ def needs_smtputf8(failed: Failed) -> bool:
 def was_said_by_host(outcome: Outcome) -> bool:
     """Whether the reply came over the wire; otherwise the words are ours (RFC 3464 2.3.6 keeps them apart)."""
     return outcome.reply.heard
+
+
+def broke_off(outcome: Outcome) -> bool:
+    """Whether there is no reply because the host, or the network to it, broke off; not so where this node did (4.3.x in our words:
+    the lease that is no longer proven, content that can not be read, a node that stops)."""
+    return not outcome.reply.heard and not outcome.reply.enhanced.startswith("4.3.")
 
 
 def class_of(outcome: Deferred | Failed, domain: str = "", rules: ReplyRules = NO_RULES) -> BounceClass:

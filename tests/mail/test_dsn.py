@@ -27,6 +27,7 @@ from relaycluster.mail.dsn import (
 from relaycluster.mail.envelope import BodyType, Envelope
 from relaycluster.mail.queue_id import RANDOM_BITS
 from relaycluster.mail.reply import Reply
+from tests.support.replies import heard
 
 ALICE = Address("alice@example.com", "example.com")
 BOB = Address("bob@example.org", "example.org")
@@ -39,8 +40,7 @@ UNKNOWN = RecipientReport(
     BOB,
     Action.FAILED,
     "5.1.1",
-    Reply(550, "5.1.1", ("no such user", "see https://example.org/help")),
-    remote=True,
+    heard("550-5.1.1 no such user\n550 5.1.1 see https://example.org/help"),
     host="mx.example.org",
     original_recipient="rfc822;bob@example.org",
     last_attempt=1_767_229_200.0,
@@ -133,19 +133,37 @@ def test_text_for_a_person() -> None:
 
 def test_a_delay() -> None:
     """A delay says until when it goes on, that nothing is to be done, and gives no expiry where none is known."""
-    delayed = evolve(UNKNOWN, action=Action.DELAYED, status="4.4.1", remote=False, host="", retry_until=1_767_657_600.0)
+    ours = Reply(
+        451, "4.4.3", ("The domain name system gave no answer", "(MX of example.org: 10.0.0.53:53: timed out)")
+    )
+    delayed = evolve(UNKNOWN, action=Action.DELAYED, status="4.4.3", reply=ours, host="", retry_until=1_767_657_600.0)
     text, (_, bob), _ = parts(read(evolve(REPORT, recipients=(delayed,))))
     assert bob["Action"] == "delayed"
     assert bob["Will-Retry-Until"] == "Tue, 06 Jan 2026 00:00:00 +0000"
-    assert bob["Diagnostic-Code"].startswith("X-Relaycluster; ")
+    assert bob["Diagnostic-Code"] == "X-Relaycluster; 451 4.4.3 The domain name system gave no answer"
+    assert "10.0.0.53" not in text  # which machines we ask is nobody's business
     assert "Remote-MTA" not in bob
     assert "do NOT need to send it again" in " ".join(text.split())
     assert "tried again until Tue, 06 Jan 2026 00:00:00 +0000" in " ".join(text.split())
 
 
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("mx.example.org", "dns; mx.example.org"),
+        ("192.0.2.1", "dns; [192.0.2.1]"),
+        ("2001:db8::1", "dns; [IPv6:2001:db8::1]"),
+    ],
+)
+def test_the_host_that_said_so(host: str, shown: str) -> None:
+    """An address is no name of type dns without brackets (RFC 3464 2.1.2)."""
+    _, (_, bob), _ = parts(read(evolve(REPORT, recipients=(evolve(UNKNOWN, host=host),))))
+    assert bob["Remote-MTA"] == shown
+
+
 def test_relayed() -> None:
     """A message that went to a system without DSN (RFC 3461 5.2.2) is not shown as an error."""
-    relayed = evolve(UNKNOWN, action=Action.RELAYED, status="2.0.0", reply=Reply.of(250, "2.0.0", "ok"))
+    relayed = evolve(UNKNOWN, action=Action.RELAYED, status="2.0.0", reply=heard("250 2.0.0 ok"))
     message = read(evolve(REPORT, recipients=(relayed,)))
     text, (_, bob), _ = parts(message)
     assert bob["Action"] == "relayed"
@@ -246,7 +264,7 @@ def test_strangers_cannot_break_it(
         UNKNOWN,
         recipient=Address(f"{local_part}@example.org", "example.org"),
         action=action,
-        reply=Reply(550, "", lines),
+        reply=Reply(550, "", lines, heard=True),
         host=host,
         original_recipient=original_recipient,
     )
@@ -391,9 +409,7 @@ def test_an_internationalized_notice_for_a_7_bit_host() -> None:
 
 def test_several_actions() -> None:
     """What failed comes first and names the notice; each group says what it means."""
-    relayed = evolve(
-        UNKNOWN, recipient=CAROL, action=Action.RELAYED, status="2.0.0", reply=Reply.of(250, "2.0.0", "ok")
-    )
+    relayed = evolve(UNKNOWN, recipient=CAROL, action=Action.RELAYED, status="2.0.0", reply=heard("250 2.0.0 ok"))
     message = read(evolve(REPORT, recipients=(UNKNOWN, relayed)))
     text, (_, bob, carol), _ = parts(message)
     assert message["Subject"] == "Your message to bob@example.org could not be delivered"

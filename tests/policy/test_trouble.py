@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from relaycluster.mail.dsn import as_told
 from relaycluster.mail.outcome import Deferred, Delivered, Failed, Stage
 from relaycluster.mail.reply import Reply
 from relaycluster.policy.bounce_class import BounceClass
@@ -124,15 +125,21 @@ def test_local_troubles(trouble: LocalTrouble, scope: Scope, status: str) -> Non
     assert (verdict.scope, status_of(verdict.outcome)) == (scope, status)
 
 
+PRIVATE = (LocalTrouble.DNS_UNAVAILABLE, LocalTrouble.UNREACHABLE)
+
+
 def test_every_local_trouble_has_its_words() -> None:
-    """Each has a reply of its own whose code and enhanced code agree, and nobody takes it for a server's."""
+    """Each has a reply of its own whose code and enhanced code agree, and nobody takes it for a server's. What may
+    name our machines is told in logs, and not in notices."""
     assert set(LOCAL_REPLIES) == set(LocalTrouble)
     assert len(set(LOCAL_REPLIES.values())) == len(LocalTrouble)
     for trouble, words in LOCAL_REPLIES.items():
         assert str(words.code)[0] == words.enhanced[0]
         assert not was_said_by_host(judge_local(Stage.CONNECT, trouble).outcome)
         detailed = judge_local(Stage.CONNECT, trouble, detail="errno 111").outcome
-        assert detailed.reply.lines == (f"{words.lines[0]} (errno 111)",)
+        in_notices = str(words) if trouble in PRIVATE else f"{words} (errno 111)"
+        assert str(detailed.reply) == f"{words} (errno 111)"
+        assert str(as_told(detailed.reply)) == in_notices
         assert not was_said_by_host(detailed)
     assert was_said_by_host(judge(Stage.RCPT, heard("550 5.1.1 no")).outcome)
 
