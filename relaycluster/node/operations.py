@@ -16,10 +16,10 @@ from relaycluster import events
 from relaycluster.events import EventLog
 from relaycluster.interfaces import IOperations, IQueue, NotOwner, QueueError
 from relaycluster.mail.item import Claim
-from relaycluster.mail.outcome import Failed, Stage
+from relaycluster.mail.outcome import Delivered, Failed, Stage
 from relaycluster.mail.reply import Reply
 from relaycluster.node.settle import Settlement
-from relaycluster.node.verdicts import REPORTED, recipients_left
+from relaycluster.node.verdicts import recipients_left
 from relaycluster.policy.cluster import Ownership
 from relaycluster.policy.pause import Why
 from relaycluster.policy.suspension import RESUME_SPREAD_MS, Suspensions

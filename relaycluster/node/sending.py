@@ -16,6 +16,7 @@ from relaycluster.mail.address import Address
 from relaycluster.mail.envelope import BodyType
 from relaycluster.mail.item import Claim
 from relaycluster.mail.outcome import Outcome, Stage
+from relaycluster.mail.reply import Reply
 from relaycluster.mail.trace import header_end
 from relaycluster.net.outbound import OutboundConnection, Target
 from relaycluster.node.attempts import attempted
@@ -45,7 +46,7 @@ async def send_slowly(lane: Lane, connection: OutboundConnection, claim: Claim, 
     means = lane.means
     recipients = recipients_left(claim)
     if not recipients:
-        means.settlement.delivered(claim, (), (REPORTED,))
+        means.settlement.delivered(claim, (), (outcome.Delivered(_REPORTED),))
         lane.done(connection)
         return
     try:

@@ -9,7 +9,6 @@ from relaycluster.mail import outcome
 from relaycluster.mail.address import Address
 from relaycluster.mail.item import Claim
 from relaycluster.mail.outcome import Outcome, Stage
-from relaycluster.mail.reply import Reply
 from relaycluster.policy import trouble
 from relaycluster.policy.pace import UNCHANGED
 from relaycluster.policy.reply_rules import ReplyRules
@@ -17,9 +16,6 @@ from relaycluster.policy.trouble import LocalTrouble
 
 FAULT = outcome.Deferred(trouble.LOCAL_REPLIES[LocalTrouble.INTERNAL], Stage.ROUTING, may_have_arrived=True)
 """A fault of our own: tried again, marked, as nobody knows how far it came."""
-
-REPORTED = outcome.Delivered(Reply.of(250, "2.0.0", "a former holder of the item reported that all recipients have it"))
-"""For an item that has nobody left to deliver to."""
 
 
 def recipients_left(claim: Claim) -> tuple[Address, ...]:
