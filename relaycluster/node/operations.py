@@ -16,10 +16,10 @@ from relaycluster import events
 from relaycluster.events import EventLog
 from relaycluster.interfaces import IOperations, IQueue, NotOwner, QueueError
 from relaycluster.mail.item import Claim
-from relaycluster.mail.outcome import Delivered, Failed, Stage
+from relaycluster.mail.outcome import Failed, Stage
 from relaycluster.mail.reply import Reply
 from relaycluster.node.settle import Settlement
-from relaycluster.node.verdicts import recipients_left
+from relaycluster.node.verdicts import REPORTED, recipients_left
 from relaycluster.policy.cluster import Ownership
 from relaycluster.policy.pause import Why
 from relaycluster.policy.suspension import RESUME_SPREAD_MS, Suspensions
@@ -27,7 +27,6 @@ from relaycluster.policy.suspension import RESUME_SPREAD_MS, Suspensions
 MOST_BOUNCES = 50
 """So many of a partition are in hand at once."""
 RESUMED_AT_ONCE = 200
-REPORTED = Reply.of(250, "2.0.0", "a former holder of the item reported that all recipients have it")
 
 
 class Operations:
@@ -120,7 +119,7 @@ class Operations:
         left = recipients_left(claim)
         if left:
             return self._settlement.settle(claim, [(who, failed) for who in left])
-        self._settlement.delivered(claim, (), (Delivered(REPORTED),))
+        self._settlement.delivered(claim, (), (REPORTED,))
         return succeed(None)
 
     async def trim(self, partitions: Sequence[int]) -> None:

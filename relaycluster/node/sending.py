@@ -16,7 +16,6 @@ from relaycluster.mail.address import Address
 from relaycluster.mail.envelope import BodyType
 from relaycluster.mail.item import Claim
 from relaycluster.mail.outcome import Outcome, Stage
-from relaycluster.mail.reply import Reply
 from relaycluster.mail.trace import header_end
 from relaycluster.net.outbound import OutboundConnection, Target
 from relaycluster.node.attempts import attempted
@@ -24,7 +23,7 @@ from relaycluster.node.claiming import CROWDED_SECONDS
 from relaycluster.node.content import head_of, in_seven_bits, pieces
 from relaycluster.node.crowd import LimitReached
 from relaycluster.node.means import Means
-from relaycluster.node.verdicts import FAULT, for_next_host, recipients_left, together, too_many
+from relaycluster.node.verdicts import FAULT, REPORTED, for_next_host, recipients_left, together, too_many
 from relaycluster.policy import trouble
 from relaycluster.policy.trouble import LocalTrouble
 from relaycluster.smtp.client import Transaction
@@ -38,7 +37,6 @@ SLOT_PATIENCE_SECONDS = 30.0
 _CROWDED = trouble.judge_local(Stage.CONNECT, LocalTrouble.CROWDED).outcome
 _NO_SLOT = trouble.judge_local(Stage.ROUTING, LocalTrouble.CROWDED, detail="the rate is used up").outcome
 _UNREAD = trouble.judge_local(Stage.CONTENT, LocalTrouble.INTERNAL).outcome
-_REPORTED = Reply.of(250, "2.0.0", "a former holder of the item reported that all recipients have it")
 
 
 async def send_slowly(lane: Lane, connection: OutboundConnection, claim: Claim, good_until: float) -> None:
@@ -46,7 +44,7 @@ async def send_slowly(lane: Lane, connection: OutboundConnection, claim: Claim, 
     means = lane.means
     recipients = recipients_left(claim)
     if not recipients:
-        means.settlement.delivered(claim, (), (outcome.Delivered(_REPORTED),))
+        means.settlement.delivered(claim, (), (REPORTED,))
         lane.done(connection)
         return
     try:

@@ -9,6 +9,7 @@ from relaycluster.mail import outcome
 from relaycluster.mail.address import Address
 from relaycluster.mail.item import Claim
 from relaycluster.mail.outcome import Outcome, Stage
+from relaycluster.mail.reply import Reply
 from relaycluster.policy import trouble
 from relaycluster.policy.pace import UNCHANGED
 from relaycluster.policy.reply_rules import ReplyRules
@@ -16,6 +17,8 @@ from relaycluster.policy.trouble import LocalTrouble
 
 FAULT = outcome.Deferred(trouble.LOCAL_REPLIES[LocalTrouble.INTERNAL], Stage.ROUTING, may_have_arrived=True)
 """A fault of our own: tried again, marked, as nobody knows how far it came."""
+REPORTED = outcome.Delivered(Reply.of(250, "2.0.0", "a former holder of the item reported that all recipients have it"))
+"""Of an item with nobody left."""
 
 
 def recipients_left(claim: Claim) -> tuple[Address, ...]:

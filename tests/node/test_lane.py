@@ -20,6 +20,7 @@ from relaycluster.mail.address import Address
 from relaycluster.mail.envelope import BodyType, MessageClass
 from relaycluster.mail.item import Claim, Item
 from relaycluster.mail.outcome import Delivered, Failed, Outcome, Stage
+from relaycluster.mail.reply import Reply
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, Target
 from relaycluster.net.pool import ConnectionPool
 from relaycluster.node.crowd import Crowd, LimitReached

@@ -7,7 +7,6 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from relaycluster.mail import outcome
 from relaycluster.mail.outcome import Stage
-from relaycluster.mail.reply import Reply
 from relaycluster.net.outbound import ConnectFailed, Target
 from relaycluster.node.opening import IN_ALL_SECONDS, SILENT_SECONDS
 from relaycluster.node.routes import Route
@@ -16,6 +15,7 @@ from relaycluster.policy.reply_rules import ReplyRule, ReplyRules
 from relaycluster.policy.routing import DestinationSettings
 from relaycluster.policy.text_pattern import TextPattern
 from tests.node.test_lane import MAIN, REFUSED, FakeConnection, Node
+from tests.support.replies import heard
 
 GREETING_SECONDS = 300.0
 NO_GREETING = ConnectFailed(evolve(REFUSED, stage=Stage.GREETING))
@@ -69,14 +69,14 @@ class OpeningTest(SynchronousTestCase):
             return Route(targets[domain], float("inf"), settings)
 
         node.find = found  # type: ignore[method-assign]
-        node.queue(2, "a.example")
+        node.queue(1, "a.example")
         node.queue(3, "b.example")
         for lane in node.lanes:
             lane.wake()
         node.world.advance(4)
         self.assertEqual((len(node.attempts), node.pool.counts.waiting), (1, 1))
         connection = node.opened()
-        connection.answer()  # a host that never did would be given up for those who wait
+        connection.transactions_done = 1  # a host that never answered one would be given up for those who wait
         node.world.advance(3 * SILENT_SECONDS, 1)
         self.assertEqual(node.pool.counts.waiting, 1)
         connection.answer()
@@ -129,7 +129,7 @@ class OpeningTest(SynchronousTestCase):
         node.rules = ReplyRules([ReplyRule("r", TextPattern("slow"), SlowDown())])
         node.queue(60)
         node.lane.wake()
-        said = outcome.Deferred(Reply.of(421, "4.7.0", "slow down"), Stage.GREETING, "mx1.example")
+        said = outcome.Deferred(heard("421 4.7.0 slow down"), Stage.GREETING, "mx1.example")
         node.refused(ConnectFailed(said))
         self.assertEqual((node.attempts, node.lane.in_hand), ([], 0))
         window = node.lane.opening.reach.window

@@ -6,7 +6,6 @@ import gc
 
 from relaycluster.mail import outcome
 from relaycluster.mail.outcome import Stage
-from relaycluster.mail.reply import Reply
 from relaycluster.net.outbound import ConnectFailed
 from relaycluster.node.reach import Reaches
 from relaycluster.policy.pace import SlowDown
@@ -14,6 +13,7 @@ from relaycluster.policy.reply_rules import ReplyRule, ReplyRules
 from relaycluster.policy.text_pattern import TextPattern
 from relaycluster.policy.window import MOST_PARK_SECONDS
 from tests.node.test_lane import Node
+from tests.support.replies import heard
 
 
 def test_a_dead_destination_is_remembered() -> None:
@@ -42,7 +42,7 @@ def test_slow_down_in_a_greeting() -> None:
         node.targets = node.targets[:1]
         node.queue(60)
         node.lane.wake()
-        slow = outcome.Deferred(Reply.of(421, "4.7.0", "slow down"), Stage.GREETING, "mx1.example")
+        slow = outcome.Deferred(heard("421 4.7.0 slow down"), Stage.GREETING, "mx1.example")
         while node.attempts:
             node.refused(ConnectFailed(slow))
         assert node.lane.opening.reach.window.failures == 0
