@@ -189,7 +189,10 @@ async def flush(cluster: Cluster, domains: Sequence[str], reason: str) -> Answer
 
     def show(console: Console) -> None:
         for domain, count in moved.items():
-            console.print(f"{domain}: {count:,} {'item was' if count == 1 else 'items were'} due later", soft_wrap=True)
+            console.print(
+                f"{domain}: {count:,} {'item is' if count == 1 else 'items are'} due now instead of later",
+                soft_wrap=True,
+            )
         for domain, subject in suspended:
             console.print(
                 f"{domain} is suspended (by {said(subject)}): nothing is sent until it is resumed", soft_wrap=True
