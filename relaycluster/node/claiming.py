@@ -61,7 +61,7 @@ class Claiming:
         most = 2 * (carrying + 1) if lane.pace is None else MOST_CLAIMED
         waiting = len(lane.waiting)
         wanted = min(MOST_CLAIMED, 2 * lane.settings.connections, most) - carrying - waiting - lane.elsewhere
-        if wanted <= 0 or waiting > (carrying + 1) // 2:
+        if wanted <= 0 or (carrying and waiting > (carrying + 1) // 2):
             return  # whatever is in hand looks here again when it is done; some at a time cost the queue less than one by one
         if not means.valid():
             return  # when the lease is proven again, all lanes look
