@@ -14,7 +14,8 @@ from socket import AF_INET6, inet_ntop
 from attrs import frozen
 from twisted.names import dns
 
-from relaycluster.policy.routing import MX, is_host_name, is_usable_address
+from relaycluster.policy.host_names import is_host_name, is_usable_address
+from relaycluster.policy.routing import MX
 
 TYPE_A = dns.A
 TYPE_AAAA = dns.AAAA

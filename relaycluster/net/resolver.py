@@ -25,6 +25,7 @@ from relaycluster.net.dns_cache import AnswerCache
 from relaycluster.net.dns_client import ClientSettings, DNSClient, Lookup, LookupTrouble
 from relaycluster.net.dns_exchange import IOReactor
 from relaycluster.net.dns_wire import ROOT, TYPE_A, TYPE_AAAA, TYPE_MX, Found, NoData, NoName
+from relaycluster.policy.host_names import is_address, is_host_name, literal_address
 from relaycluster.policy.routing import (
     MX,
     AddressAnswer,
@@ -37,9 +38,6 @@ from relaycluster.policy.routing import (
     NoSuchDomain,
     NullMX,
     alternate,
-    is_address,
-    is_host_name,
-    literal_address,
     parse_host_port,
 )
 

@@ -12,6 +12,7 @@ from relaycluster.interfaces import NotOwner, QueueError
 from relaycluster.mail.envelope import MessageClass
 from relaycluster.mail.item import Claim
 from relaycluster.mail.outcome import Outcome, Stage
+from relaycluster.node.crowd import CROWDED_SECONDS
 from relaycluster.node.limits import SLOT_GRACE_SECONDS
 from relaycluster.node.means import Means
 from relaycluster.node.verdicts import recipients_left
@@ -28,8 +29,6 @@ MOST_CLAIMED = 40
 """Claims of one lane at once: few items are in hands that may die."""
 NO_SLOT = float("-inf")
 """A claim without a slot goes over the next connection, after it got a slot where there is a rate by then."""
-CROWDED_SECONDS = 1.0
-"""How long to wait when the cluster's other connections leave no room for ours, or the queue is away."""
 DEAD_AFTER = 3
 """After so many probes in a row that failed, what is overdue for a dead destination does not wait for it any more."""
 SORTED_OUT = 50

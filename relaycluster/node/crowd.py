@@ -6,6 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Container
 from typing import Protocol
 
+CROWDED_SECONDS = 1.0
+"""How long to wait when the cluster's other connections leave no room for ours, or the queue is away."""
 TRY_SECONDS = 0.5
 """So long one lane tries for a connection, while the others of the same limit wait for what comes of it."""
 

@@ -12,8 +12,7 @@ from relaycluster.mail import outcome
 from relaycluster.mail.outcome import Stage
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, Target
 from relaycluster.node.attempts import attempted
-from relaycluster.node.claiming import CROWDED_SECONDS
-from relaycluster.node.crowd import LimitReached
+from relaycluster.node.crowd import CROWDED_SECONDS, LimitReached
 from relaycluster.node.means import Means
 from relaycluster.node.reach import Reach
 from relaycluster.node.routes import NoRoute, Route

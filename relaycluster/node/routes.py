@@ -12,6 +12,7 @@ from relaycluster.mail.outcome import Deferred as DeferredOutcome
 from relaycluster.mail.outcome import Failed, Stage
 from relaycluster.net.outbound import Target
 from relaycluster.policy import routing, trouble
+from relaycluster.policy.host_names import is_address, literal_address
 from relaycluster.policy.routing import (
     Addresses,
     DestinationSettings,
@@ -105,7 +106,7 @@ class Routes:
         is_placed = table is None or table.is_placed(domain)
         if is_placed and settings.hosts:
             return await self._hosts(settings, domain, float("inf"))
-        literal = routing.literal_address(domain)
+        literal = literal_address(domain)
         if literal is not None:
             return await self._addresses([_Host(literal, settings.port)], settings, domain, float("inf"))
         answer = await self._resolver.mx(domain)
@@ -144,7 +145,7 @@ class Routes:
         ] = []  # preference; by address the targets from its sources
         loops = False
         # All are asked at once: ten silent name servers cost the time of one.
-        asked = [None if routing.is_address(host.name) else self._resolver.addresses(host.name) for host in hosts]
+        asked = [None if is_address(host.name) else self._resolver.addresses(host.name) for host in hosts]
         for host, lookup in zip(hosts, asked, strict=True):
             answer = Addresses((host.name,)) if lookup is None else await lookup
             if isinstance(answer, NoAddress):

@@ -19,9 +19,8 @@ from relaycluster.mail.outcome import Outcome, Stage
 from relaycluster.mail.trace import header_end
 from relaycluster.net.outbound import OutboundConnection, Target
 from relaycluster.node.attempts import attempted
-from relaycluster.node.claiming import CROWDED_SECONDS
 from relaycluster.node.content import head_of, in_seven_bits, pieces
-from relaycluster.node.crowd import LimitReached
+from relaycluster.node.crowd import CROWDED_SECONDS, LimitReached
 from relaycluster.node.means import Means
 from relaycluster.node.verdicts import FAULT, REPORTED, for_next_host, recipients_left, together, too_many
 from relaycluster.policy import trouble

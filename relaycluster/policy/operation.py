@@ -25,16 +25,16 @@ def tell(place: Partition, act: Act, item_id: str = "") -> None:
 def hold(place: Partition, act: Act, now_ms: int) -> str:
     """waiting or leased → held; out of a holder's hands it is marked as a possible duplicate."""
     item_id = act.subject
-    if item_id not in place.items:
-        return "unknown"
-    if item_id in place.reasons:
-        return "bouncing"
-    if item_id in place.held:
-        return "done"
-    if place.leased.pop(item_id, None) is not None:
-        place.items[item_id] = evolve(place.items[item_id], possible_duplicate=True)
-    else:
-        place.unwait(item_id)
+    match _state(place, item_id):
+        case "held":
+            return "done"
+        case "leased":
+            del place.leased[item_id]
+            place.items[item_id] = evolve(place.items[item_id], possible_duplicate=True)
+        case "waiting":
+            place.unwait(item_id)
+        case other:
+            return other
     place.held[item_id] = now_ms
     tell(place, act, item_id)
     return "done"
@@ -43,31 +43,25 @@ def hold(place: Partition, act: Act, now_ms: int) -> str:
 def release(place: Partition, act: Act, now_ms: int) -> str:
     """held → waiting, due now; the deaths of its holders are forgotten."""
     item_id = act.subject
-    if item_id not in place.items:
-        return "unknown"
-    if item_id in place.reasons:
-        return "bouncing"
-    if item_id in place.leased:
-        return "leased"
-    if item_id in place.held:
-        del place.held[item_id]
-        place.items[item_id] = evolve(place.items[item_id], holder_deaths=0)
-        place.waiting[item_id] = now_ms
-        tell(place, act, item_id)
+    match _state(place, item_id):
+        case "waiting":
+            return "done"
+        case "held":
+            del place.held[item_id]
+        case other:
+            return other
+    place.items[item_id] = evolve(place.items[item_id], holder_deaths=0)
+    place.waiting[item_id] = now_ms
+    tell(place, act, item_id)
     return "done"
 
 
 def requeue(place: Partition, act: Act, seen: Item, reset: bool, now_ms: int) -> str:
     """waiting → waiting, due now; with `reset` as if it had never been tried."""
     item_id = act.subject
-    if item_id not in place.items:
-        return "unknown"
-    if item_id in place.reasons:
-        return "bouncing"
-    if item_id in place.leased:
-        return "leased"
-    if item_id in place.held:
-        return "held"
+    state = _state(place, item_id)
+    if state != "waiting":
+        return state
     if reset and place.items[item_id] != seen:
         return "changed"
     if reset:
@@ -80,14 +74,15 @@ def requeue(place: Partition, act: Act, seen: Item, reset: bool, now_ms: int) ->
 def bounce(place: Partition, act: Act, now_ms: int) -> str:
     """waiting or held → bouncing."""
     item_id = act.subject
-    if item_id not in place.items:
-        return "unknown"
-    if item_id in place.reasons:
-        return "done"
-    if item_id in place.leased:
-        return "leased"
-    if place.held.pop(item_id, None) is None:
-        place.unwait(item_id)
+    match _state(place, item_id):
+        case "bouncing":
+            return "done"
+        case "held":
+            del place.held[item_id]
+        case "waiting":
+            place.unwait(item_id)
+        case other:
+            return other
     place.reasons[item_id] = act.reason
     place.bouncing[item_id] = now_ms
     tell(place, act, item_id)
@@ -97,14 +92,23 @@ def bounce(place: Partition, act: Act, now_ms: int) -> str:
 def delete(place: Partition, act: Act) -> str:
     """waiting, held or bouncing → settled."""
     item_id = act.subject
-    if item_id not in place.items:
-        return "unknown"
-    if item_id in place.leased:
-        return "leased"
+    if item_id in place.leased or item_id not in place.items:
+        return "leased" if item_id in place.leased else "unknown"
     place.forget(item_id)
     place.done.add(item_id)
     tell(place, act, item_id)
     return "done"
+
+
+def _state(place: Partition, item_id: str) -> str:
+    """What keeps the item; a bounce that is being settled is bouncing still."""
+    if item_id not in place.items:
+        return "unknown"
+    if item_id in place.reasons:
+        return "bouncing"
+    if item_id in place.leased:
+        return "leased"
+    return "held" if item_id in place.held else "waiting"
 
 
 def flush(place: Partition, act: Act, now_ms: int) -> int:

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 from attrs import frozen
 
-from relaycluster.policy.routing import is_host_name, is_usable_address
+from relaycluster.policy.host_names import is_host_name, is_usable_address
 
 _FIX = 'write an IP address of this host, and its name for EHLO where it has its own: "192.0.2.1 mail1.example.net"'
 

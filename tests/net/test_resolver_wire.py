@@ -25,7 +25,7 @@ from relaycluster.net.dns_wire import (
     encode_query,
     read_packet,
 )
-from relaycluster.policy import routing
+from relaycluster.policy import host_names, routing
 
 ID = 4711
 MX_OF_EXAMPLE = Question("example.test", TYPE_MX)
@@ -252,7 +252,7 @@ def test_a_damaged_answer_never_raises_and_names_only_possible_hosts(changes: li
     assert isinstance(reading, READINGS)
     if isinstance(reading, Found):
         for record in reading.exchangers:
-            assert record.host == dns_wire.ROOT or routing.is_host_name(record.host)
+            assert record.host == dns_wire.ROOT or host_names.is_host_name(record.host)
 
 
 @settings(max_examples=200)

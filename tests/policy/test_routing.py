@@ -11,15 +11,13 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from relaycluster.policy import routing
+from relaycluster.policy.host_names import is_host_name, is_usable_address, literal_address
 from relaycluster.policy.routing import (
     MX,
     DestinationSettings,
     HostPort,
     RouteTable,
     alternate,
-    is_host_name,
-    is_usable_address,
-    literal_address,
     order_addresses,
     order_hosts,
     parse_host_port,
