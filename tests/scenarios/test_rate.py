@@ -10,10 +10,12 @@ from tests.support.load import Load
 from tests.support.nodes import Cluster, smarthost
 from tests.support.processes import Processes, wait_until
 from tests.support.redis_server import RedisServer
+from tests.support.scale import scaled
 from tests.support.sink import Sink
 
 RATE = 50
 TOLERANCE = 5
+USED = scaled(0.2, 0.9)
 WATCHED_SECONDS = 20
 HAND_OVER_SECONDS = 3
 
@@ -56,14 +58,14 @@ def test_fifty_a_second_over_a_hand_over(processes: Processes, redis: RedisServe
     start, end = times[0], times[0] + WATCHED_SECONDS
     outside = [at for at in times if start <= at < end and not drained_at <= at < drained_at + HAND_OVER_SECONDS]
     due = RATE * (WATCHED_SECONDS - HAND_OVER_SECONDS)
-    assert len(outside) >= 0.9 * due, f"{len(outside)} of {due}"
+    assert len(outside) >= USED * due, f"{len(outside)} of {due}"
 
     answered = {load_id: sent.answered for load_id, sent in others.accepted().items()}
     waited = sorted(m.at - answered[m.load_id] for m in sink.messages() if m.load_id in answered)
     assert len(waited) == len(account([others], sink.messages()).accepted)
     print(f"others waited {median(waited):.3f} s, at most {waited[-1]:.3f} s; at most {most} in a second")
-    assert median(waited) < 0.5
-    assert waited[-1] < 5.0
+    assert median(waited) < scaled(5.0, 0.5)
+    assert waited[-1] < scaled(30.0, 5.0)
 
 
 def is_limited(recipients: list[str]) -> bool:
