@@ -17,7 +17,7 @@ from tests.support.scale import scaled
 from tests.support.sink import Received, Sink
 
 DOMAINS = 300
-RESUMED_WITHIN_SECONDS = scaled(40.0, 15.0)
+RESUMED_WITHIN_SECONDS = scaled(90.0, 15.0)
 
 
 def test_a_delivery_node_and_an_edge_are_killed(processes: Processes, redis: RedisServer) -> None:

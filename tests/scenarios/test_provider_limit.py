@@ -19,12 +19,12 @@ from tests.support.sink import Rule, Sink
 
 DOMAINS = 40
 RATE = 100
-WATCHED_SECONDS = 30
+WATCHED_SECONDS = scaled(15, 30)
 WINDOW_SECONDS = 5.0
 TOLERANCE = 10
 TAKE_OVER_SECONDS = 8.0
 """The lease of the killed node, five seconds here, and what it takes to notice."""
-USED = scaled(0.2, 0.9)
+USED = scaled(0.05, 0.9)
 MOST_CONNECTIONS = 5
 OTHER = "127.0.0.20"
 PROVIDER = "127.0.0.21"
@@ -73,9 +73,10 @@ def start(
     return edge, nodes
 
 
+@pytest.mark.timeout(600)
 def test_a_rate_for_a_provider(processes: Processes, redis: RedisServer, mx: Sink, dns: FakeDNS) -> None:
     """100/s over forty domains on three nodes, one of which is killed. In no five seconds are there more than 510; outside the
-    take-over at least nine tenths of the rate are used (in `make test`, a fifth: what a slow machine comes up to)."""
+    take-over at least nine tenths of the rate are used (in `make test`, a twentieth: what a slow machine comes up to)."""
     edge, nodes = start(processes, redis, mx, dns, rate=f"{RATE}/s", connections=20)
     count = RATE * (WATCHED_SECONDS + 10)
     load = Load([edge.smtp], count, lambda n: [f"u{n}@d{n % DOMAINS}.test"]).start()
@@ -86,7 +87,7 @@ def test_a_rate_for_a_provider(processes: Processes, redis: RedisServer, mx: Sin
     def of_provider() -> list[float]:
         return [message.at for message in mx.messages() if not message.recipients[0].endswith("@other.test")]
 
-    wait_until(lambda: len(of_provider()) >= RATE * WATCHED_SECONDS // 2, "half of it went out", 120)
+    wait_until(lambda: len(of_provider()) >= RATE * WATCHED_SECONDS // 2, "half of it went out", 300)
     senders = {message.helo for message in mx.messages()}
     assert senders == {f"{node.name}.relay.test" for node in nodes}, senders
     nodes[2].kill()
@@ -109,6 +110,7 @@ def test_a_rate_for_a_provider(processes: Processes, redis: RedisServer, mx: Sin
     assert waited < scaled(30.0, 5.0), "the provider's limit held back somebody else's mail"
 
 
+@pytest.mark.timeout(600)
 def test_never_a_sixth_connection(processes: Processes, redis: RedisServer, mx: Sink, dns: FakeDNS) -> None:
     """The provider allows five connections. Three nodes have mail for it; one is killed, one is drained and comes back. It never sees
     a sixth, and everybody's mail goes on."""
@@ -117,7 +119,7 @@ def test_never_a_sixth_connection(processes: Processes, redis: RedisServer, mx: 
     load = Load([edge.smtp], 5_000, lambda n: [f"u{n}@d{n % DOMAINS}.test"]).start()
     wait_until(lambda: len(mx.messages()) >= 1_000, "a fifth went out", 120)
     nodes[2].kill()
-    wait_until(lambda: len(mx.messages()) >= 2_500, "half of it went out", 120)
+    wait_until(lambda: len(mx.messages()) >= 2_500, "half of it went out", 300)
     assert nodes[1].drain() == 0
     nodes[1].start()
     load.wait(300)
