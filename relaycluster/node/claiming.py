@@ -189,7 +189,7 @@ class Claiming:
         """The queue is away."""
         self.more = True
         if self._number:
-            self._unclaim(owner, self._number, wanted)
+            self._means.settlement.unclaim(owner, self._number, wanted)
         self._lane.wait(CROWDED_SECONDS)
 
     def _got(self, claims: Sequence[Claim], wanted: int) -> None:
@@ -210,12 +210,6 @@ class Claiming:
             else:
                 lane.elsewhere += 1
                 clock.callLater(slot - now, self._on_time, claim, slot)
-
-    def _unclaim(self, owner: Ownership, number: int, wanted: int) -> None:
-        """The claim had no answer: if it happened, nobody has its items in hand, and they must not stay leased."""
-        self._means.queue.unclaim(owner, number, wanted).addErrback(
-            self._means.settlement.later, lambda: self._unclaim(owner, number, wanted)
-        )
 
     def _on_time(self, claim: Claim, slot: float) -> None:
         lane = self._lane

@@ -100,18 +100,12 @@ class Operations:
             except NotOwner:
                 return  # the membership tells it soon
             except QueueError:
-                self._unclaim(owner, number)
+                self._settlement.unclaim(owner, number, MOST_BOUNCES)
                 return
             full = len(found) == MOST_BOUNCES
             for claim, _ in found:
                 self._taken(claim)
             await DeferredList([self._settle(claim, reason) for claim, reason in found])
-
-    def _unclaim(self, owner: Ownership, number: int) -> None:
-        """The claim had no answer: if it happened, nobody has its items in hand, and they must not stay leased."""
-        self._queue.unclaim(owner, number, MOST_BOUNCES).addErrback(
-            self._settlement.later, lambda: self._unclaim(owner, number)
-        )
 
     def _settle(self, claim: Claim, reason: str) -> Deferred[None]:
         said = f"The operator of this system gave the message up{': ' if reason else ''}{reason}"

@@ -29,6 +29,7 @@ from relaycluster.metrics import Metrics
 from relaycluster.node.history import Tried
 from relaycluster.node.notice_allowance import NoticeAllowance
 from relaycluster.policy import retry, trouble
+from relaycluster.policy.cluster import Ownership
 from relaycluster.policy.reply_rules import NO_RULES, ReplyRules
 from relaycluster.policy.ring import partition_of
 from relaycluster.policy.trouble import LocalTrouble
@@ -202,6 +203,11 @@ class Settlement:
 
         done = Deferred.fromCoroutine(self._settle(claim, pairs, history, repeated, tried))
         return done.addCallbacks(settled, failed)
+
+    def unclaim(self, owner: Ownership, number: int, count: int) -> None:
+        """A claim of so many, from this number on, had no answer: if it happened, nobody has its items in hand, and they must not stay
+        leased."""
+        self._queue.unclaim(owner, number, count).addErrback(self.later, lambda: self.unclaim(owner, number, count))
 
     def set_aside(self, claim: Claim, why: str) -> None:
         """It can not be dealt with: the operator shall look at it."""
