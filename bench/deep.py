@@ -7,8 +7,8 @@ The full one is loaded by the queue's own transitions: each item is enqueued, le
 first attempt failed. Then small batches of mail that is due at once go through both, and Redis counts: calls and microseconds
 by `INFO commandstats`, and CPU of this process. What an operator asks for is measured beside it.
 
-Redis' microseconds are by the clock on the wall, so that whatever else the machine does is in them: of many short rounds the least
-disturbed one counts, for both.
+Redis' microseconds are by the clock on the wall, so that whatever else the machine does is in them: both servers get many short rounds
+in turn, and the medians count.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import os
 import random
 import resource
 import shutil
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -97,7 +98,7 @@ class View:
 
 @define
 class Figures:
-    """What came out. `empty` and `full` have the least cost of each phase over the rounds; `views` what each question took of both."""
+    """What came out. `empty` and `full` have the median cost of each phase over the rounds; `views` what each question took of both."""
 
     depth: Depth
     load_seconds: float = 0.0
@@ -311,7 +312,7 @@ async def views(store: Store, top: int = 50, times: int = 5) -> tuple[dict[str, 
             cost, _ = await Meter(store).of(1, ask)
             wall_ms = (time.monotonic() - start) * 1000
             looks.append(View(wall_ms, cost.calls, cost.redis_us / 1000, cost.python_us / 1000))
-        found[name] = _least(View, looks)
+        found[name] = _each(min, View, looks)
     return found, await store.operator.domains(top)
 
 
@@ -334,7 +335,7 @@ async def compare(empty: Store, full: Store, depth: Depth, progress: Callable[[s
         rounds.append({store: await batch(store, depth, number) for store in order})
     for phase in PHASES:
         figures.empty[phase], figures.full[phase] = (
-            _least(Cost, [done[store][phase] for done in rounds[1:]])  # the first warms both up
+            _each(statistics.median, Cost, [done[store][phase] for done in rounds[1:]])  # the first warms both up
             for store in (empty, full)
         )
     tally = await full.queue.tally(range(depth.partitions))
@@ -342,9 +343,9 @@ async def compare(empty: Store, full: Store, depth: Depth, progress: Callable[[s
     return figures
 
 
-def _least(kind: type[T], values: Sequence[T]) -> T:
-    """Each figure at its least."""
-    return kind(*(min(getattr(value, each.name) for value in values) for each in fields(kind)))
+def _each(choose: Callable[[Sequence[float]], float], kind: type[T], values: Sequence[T]) -> T:
+    """Of each figure the one that is chosen."""
+    return kind(*(choose([getattr(value, each.name) for value in values]) for each in fields(kind)))
 
 
 def text(figures: Figures) -> str:

@@ -225,6 +225,11 @@ class OutboundConnection(Protocol):
         """What the server offers, as of its last reply to EHLO."""
         return self._conversation.extensions
 
+    def serve(self, target: Target) -> None:
+        """What follows goes to this target, which has the same place: outcomes name its host."""
+        self.target = target
+        self._conversation.host = target.host
+
     def needs_seven_bit(self, transaction: Transaction) -> bool:
         """Whether the content must be converted to seven bits before `send`, because the host does not offer 8BITMIME.
         Sent nevertheless, the transaction fails with 5.6.3 without a byte of it on the wire."""

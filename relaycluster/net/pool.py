@@ -49,7 +49,7 @@ class PoolCounts:
 
 
 class ConnectionPool:
-    """Connections by target, the one used last is reused first: so the others grow old and go.
+    """Connections by their target's place, the one used last is reused first: so the others grow old and go.
 
     `connect` makes a connection, as `net.outbound.connect` does. An idle connection is closed after `idle_seconds`, one
     that is given back after `messages_per_connection` transactions is not kept, nor is one for which `is_surplus` says that
@@ -74,7 +74,7 @@ class ConnectionPool:
         self._given_up: set[Deferred[OutboundConnection]] = set()
         self._connecting = 0
         self._busy: set[OutboundConnection] = set()
-        self._idle: dict[Target, list[OutboundConnection]] = {}
+        self._idle: dict[tuple[object, ...], list[OutboundConnection]] = {}  # by place
         self._idle_since: OrderedDict[OutboundConnection, float] = OrderedDict()  # the longest idle first
         self._fresh: set[OutboundConnection] = set()  # those that may not have answered a transaction yet
         self._closing: set[OutboundConnection] = set()
@@ -94,14 +94,15 @@ class ConnectionPool:
         )
 
     def take(self, target: Target) -> OutboundConnection | None:
-        """An idle connection to the target, or None. It is the caller's until `release`."""
-        idle = self._idle.get(target)
+        """An idle connection to the target's place, or None. It is the caller's until `release`."""
+        idle = self._idle.get(target.place)
         while idle:
             connection = idle.pop()
             del self._idle_since[connection]
             if not idle:
-                del self._idle[target]
+                del self._idle[target.place]
             if connection.usable:
+                connection.serve(target)
                 self._busy.add(connection)
                 return connection
             self._retire(connection)
@@ -164,8 +165,9 @@ class ConnectionPool:
             self._retire(connection)
         elif self._waiting:
             turn, target = next(iter(self._waiting.items()))
-            if target == connection.target:
+            if target.place == connection.target.place:
                 del self._waiting[turn]
+                connection.serve(target)
                 self._busy.add(connection)
                 turn.callback(connection)
                 return
@@ -283,7 +285,7 @@ class ConnectionPool:
         return attempt.addCallbacks(opened, not_opened)
 
     def _keep(self, connection: OutboundConnection) -> None:
-        self._idle.setdefault(connection.target, []).append(connection)
+        self._idle.setdefault(connection.target.place, []).append(connection)
         self._idle_since[connection] = self._clock.seconds()
         if self._timer is None:
             self._timer = self._clock.callLater(self._idle_seconds, self._look_at_idle)
@@ -306,10 +308,10 @@ class ConnectionPool:
 
     def _forget_idle(self, connection: OutboundConnection) -> None:
         del self._idle_since[connection]
-        idle = self._idle[connection.target]
+        idle = self._idle[connection.target.place]
         idle.remove(connection)
         if not idle:
-            del self._idle[connection.target]
+            del self._idle[connection.target.place]
 
     def _retire(self, connection: OutboundConnection) -> None:
         """End a connection that is in none of the sets any more."""

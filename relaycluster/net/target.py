@@ -14,7 +14,7 @@ MOST_UNCHUNKED = 1024
 
 @frozen(cache_hash=True)
 class Target:
-    """Where a connection goes, and how: equal targets can share connections.
+    """Where a connection goes, and how: targets of the same `place` share connections.
 
     `host` is the name that the certificate must bear and that outcomes show: an MX host, or an IP address. `address` is
     an IPv4 or IPv6 address. `source` is the local address to connect from, of the same family; empty lets the system
@@ -30,6 +30,14 @@ class Target:
     source: str = ""
     limit: str = ""
     helo_name: str = ""
+    place: tuple[object, ...] = field(init=False, eq=False, repr=False)
+
+    @place.default
+    def _place(self) -> tuple[object, ...]:
+        # Large providers give each customer a name of its own for the same hosts. It only matters where the certificate
+        # was held against it.
+        verified = self.host if self.tls is TLSPolicy.VERIFY else ""
+        return (verified, self.address, self.port, self.tls, self.source, self.limit, self.helo_name)
 
     def __str__(self) -> str:
         return f"{self.host}[{self.address}]:{self.port}"

@@ -134,7 +134,6 @@ class ClientConversation:
         "_established",
         "_events",
         "_helo_name",
-        "_host",
         "_last_piece",
         "_mail_refused",
         "_needs_rset",
@@ -148,6 +147,7 @@ class ClientConversation:
         "chunking",
         "encrypted",
         "extensions",
+        "host",
         "replies_seen",
         "state",
     )
@@ -159,7 +159,7 @@ class ClientConversation:
         self.encrypted = False
         self.replies_seen = 0
         self._helo_name = helo_name
-        self._host = host
+        self.host = host
         self._policy = tls
         self._established = False
         self._needs_rset = False
@@ -286,7 +286,7 @@ class ClientConversation:
             # The edge lets no such address in. If one came nevertheless it would be commands of somebody else.
             obstacle = Reply.of(553, "5.1.3", "an address holds a line break")
         if obstacle is not None or not number:
-            self._finish(Failed(obstacle or Reply.of(554, "5.5.1", "no recipients"), Stage.MAIL, self._host))
+            self._finish(Failed(obstacle or Reply.of(554, "5.5.1", "no recipients"), Stage.MAIL, self.host))
             return
         needs_rset, self._needs_rset = self._needs_rset, False
         self._move(Trigger.BEGIN_AFTER_RSET if needs_rset else Trigger.BEGIN)
@@ -484,7 +484,7 @@ class ClientConversation:
         self._needs_rset = False
         self._move(Trigger.ANSWERED)
         self._finish(
-            Delivered(reply, self._host, self.extensions.dsn) if code < 300 else self._refusal(reply, Stage.FINAL_DOT)
+            Delivered(reply, self.host, self.extensions.dsn) if code < 300 else self._refusal(reply, Stage.FINAL_DOT)
         )
 
     def _on_quit(self, reply: Reply) -> None:
@@ -584,7 +584,7 @@ class ClientConversation:
         says nothing of the message, and the octets of the chunk may be read as commands: no more of them, and DATA the next time."""
         self.chunking = False
         said = f"the host offers CHUNKING, and refuses BDAT: {str(reply)[:200]}"
-        self._settle(Deferred(Reply.of(451, "4.5.0", said), STAGES[self.state], self._host))
+        self._settle(Deferred(Reply.of(451, "4.5.0", said), STAGES[self.state], self.host))
         self._end(None)
 
     def _may_finish(self) -> bool:
@@ -596,7 +596,7 @@ class ClientConversation:
         return False
 
     def _refusal(self, reply: Reply, stage: Stage) -> Deferred | Failed:
-        return Deferred(reply, stage, self._host) if reply.code < 500 else Failed(reply, stage, self._host)
+        return Deferred(reply, stage, self.host) if reply.code < 500 else Failed(reply, stage, self.host)
 
     def _settle(self, outcome: Outcome) -> None:
         self._outcomes = [outcome if decided is None else decided for decided in self._outcomes]
@@ -634,7 +634,7 @@ class ClientConversation:
         if state is State.CLOSED:
             return
         may_have_arrived = state is State.FINAL_DOT and not answered
-        outcome = Deferred(reply, STAGES[state], self._host, may_have_arrived)
+        outcome = Deferred(reply, STAGES[state], self.host, may_have_arrived)
         if self._transaction is not None:
             self._settle(outcome)
         self._end(None if self._established else outcome, polite=answered)

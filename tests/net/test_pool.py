@@ -39,6 +39,9 @@ class FakeConnection:
         self.given_up: Any = None
         self.on_closed: Any = None
 
+    def serve(self, target: Target) -> None:
+        self.target = target
+
     def close(self) -> None:
         self.usable = False
         self.is_closing = True
@@ -212,6 +215,26 @@ class PoolTests(SynchronousTestCase):
         self.assertIsNone(self.pool.take(B))
         self.assertIsNone(self.pool.take(Target(A.host, A.address, tls="none")))  # type: ignore[arg-type]
         self.assertIsNotNone(self.pool.take(Target(A.host, A.address)))
+
+    def test_other_names_of_the_same_host_share(self) -> None:
+        """A provider with a name for each customer: what stands serves them all, in the name of whom it serves, also whoever waits."""
+        one, other = Target("one.example", "192.0.2.9"), Target("other.example", "192.0.2.9")
+        connection = self.acquired(one)
+        self.pool.release(connection)
+        self.assertIs(self.pool.take(other), connection)
+        self.assertEqual(connection.target, other)
+        self.acquired(A)
+        self.acquired(A)
+        waiting = self.pool.acquire(one)
+        self.pool.release(connection)
+        self.assertIs(self.successResultOf(waiting), connection)
+        self.assertEqual(connection.target, one)
+
+    def test_a_verified_name_is_its_own(self) -> None:
+        """A certificate that was held against one name says nothing of another."""
+        one, other = (Target(name, "192.0.2.9", tls="verify") for name in ("one.example", "other.example"))  # type: ignore[arg-type]
+        self.pool.release(self.acquired(one))
+        self.assertIsNone(self.pool.take(other))
 
     def test_idle_time(self) -> None:
         """Each connection has its own ten seconds, from when it was given back, over one timer."""
@@ -459,3 +482,19 @@ class LoopbackTests(LoopbackCase):
         yield pool.close()
         self.assertEqual(pool.counts, PoolCounts(0, 0, 0, 0, 0))
         self.assertEqual(server.heard.count("QUIT"), 3)
+
+    @inlineCallbacks
+    def test_outcomes_name_the_host_that_was_meant(self) -> Any:
+        """Over one connection mail goes to two names of a host, and each outcome has its own."""
+        from twisted.internet import reactor
+
+        server = ScriptedServer()
+        target = self.listen(server)
+        pool = ConnectionPool(reactor, lambda to: connect(reactor, to, SETTINGS))  # type: ignore[arg-type]
+        for name in ("one.example", "other.example"):
+            connection: OutboundConnection = yield pool.acquire(evolve(target, host=name))
+            (each,) = yield connection.send(transaction())
+            self.assertEqual(each.host, name)
+            pool.release(connection)
+        self.assertEqual(server.connections, 1)
+        yield pool.close()

@@ -70,6 +70,9 @@ class FakeConnection(OutboundConnection):
     clock: Any = None
     is_seven_bit: bool = False
 
+    def serve(self, target: Target) -> None:
+        self.target = target
+
     def needs_seven_bit(self, transaction: Transaction) -> bool:
         return self.is_seven_bit and transaction.envelope.body is BodyType.EIGHT_BIT
 

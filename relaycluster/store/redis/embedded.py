@@ -97,6 +97,7 @@ def _configuration(directory: Path, socket_path: str, durable: bool, maxmemory: 
             "no-appendfsync-on-rewrite no",
             "auto-aof-rewrite-percentage 100",
             "auto-aof-rewrite-min-size 256mb",
+            "zset-max-ziplist-entries 32",  # as in deploy/redis/relaycluster.conf, which says why
             "maxmemory-policy noeviction",
             f"maxmemory {maxmemory}",
             "",

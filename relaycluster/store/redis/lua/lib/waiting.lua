@@ -6,10 +6,12 @@ end
 
 -- Returns whether the domain became due earlier than the index said.
 local function add_waiting(K, id, class, domain, due, size)
-  redis.call('ZADD', K .. DUE .. class .. ':' .. domain, due, id)
+  local due_key = K .. DUE .. class .. ':' .. domain
+  redis.call('ZADD', due_key, due, id)
   redis.call('ZINCRBY', K .. BACKLOG, 1, domain)
   redis.call('HINCRBY', K .. COUNTS, 'waiting', 1)
   redis.call('HINCRBY', K .. COUNTS, 'bytes', size)
+  if redis.call('ZRANGE', due_key, 0, 0)[1] ~= id then return false end -- the index has what goes before it
   due = math.max(tonumber(due), paused_until(K, domain))
   return redis.call('ZADD', K .. INDEX, 'LT', 'CH', due, domain) == 1
 end
@@ -33,8 +35,7 @@ local function reindex(K, domain, now_ms)
 end
 
 local function remove_waiting(K, ids, domain, size)
-  redis.call('ZINCRBY', K .. BACKLOG, -#ids, domain)
-  redis.call('ZREMRANGEBYSCORE', K .. BACKLOG, '-inf', 0)
+  if tonumber(redis.call('ZINCRBY', K .. BACKLOG, -#ids, domain)) <= 0 then redis.call('ZREM', K .. BACKLOG, domain) end
   redis.call('HINCRBY', K .. COUNTS, 'waiting', -#ids)
   redis.call('HINCRBY', K .. COUNTS, 'bytes', -size)
 end
