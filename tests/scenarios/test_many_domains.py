@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from statistics import median
 
 import pytest
 
+from tests.support.capacity import carried
 from tests.support.dns import FakeDNS
 from tests.support.load import Load
 from tests.support.nodes import Cluster, Node
@@ -66,7 +66,7 @@ def test_the_others_keep_their_rate(processes: Processes, mx: Sink, dns: FakeDNS
     )
     alone, beside = (cluster.node(name).start() for name in ("alone", "beside"))
     for node in (alone, beside):
-        burst(node, mx, GOOD)
+        carried([node.smtp], mx, GOOD, good)
     bad = Load([beside.smtp], (SILENT + LATER) * 2, lambda n: [f"u@{bad_domain(n)}"]).start()
     bad.wait()
     wait_until(lambda: len(beside.events_named("deferred")) > LATER, "the bad ones are bad", 60)
@@ -76,7 +76,7 @@ def test_the_others_keep_their_rate(processes: Processes, mx: Sink, dns: FakeDNS
         for node in (alone, beside) if pair % 2 else (beside, alone):
             if node is beside:
                 trouble = Load([node.smtp], MESSAGES // 9, lambda n: [f"u@{bad_domain(n)}"], connections=3).start()
-            rates[node].append(burst(node, mx, MESSAGES))
+            rates[node].append(carried([node.smtp], mx, MESSAGES, good))
             if node is beside:
                 trouble.stop()
     hanging = mx.stat().most[f"{SILENT_HOST}:{mx.port}"]
@@ -88,25 +88,11 @@ def test_the_others_keep_their_rate(processes: Processes, mx: Sink, dns: FakeDNS
     assert kept >= KEPT
 
 
-def burst(node: Node, mx: Sink, messages: int) -> float:
-    """What the good domains got a second, from the first message in to the last one out."""
-    began = time.monotonic()
-    load = Load([node.smtp], messages, lambda n: [f"u@good{n % GOOD}.test"]).start()
-    load.wait(300)
-    wait_until(lambda: arrived(mx, load.run) == messages, "all have arrived", 300)
-    ended = max(message.at for message in mx.messages() if of_run(message.load_id, load.run))
-    return messages / (ended - began)
+def good(number: int) -> list[str]:
+    """Nine hundred domains in turn."""
+    return [f"u@good{number % GOOD}.test"]
 
 
 def bad_domain(number: int) -> str:
     """Silent and unwilling in turn."""
     return f"{'silent' if number % 2 else 'later'}{number // 2 % 50}.test"
-
-
-def of_run(load_id: str, run: int) -> bool:
-    return load_id.startswith(f"r{run}n")
-
-
-def arrived(mx: Sink, run: int) -> int:
-    """How many of a load's messages have come."""
-    return sum(of_run(message.load_id, run) for message in mx.messages())

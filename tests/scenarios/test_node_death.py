@@ -17,7 +17,8 @@ from tests.support.scale import scaled
 from tests.support.sink import Received, Sink
 
 DOMAINS = 300
-RESUMED_WITHIN_SECONDS = scaled(90.0, 15.0)
+LEASE_SECONDS, HAND_OVER_SECONDS = 10.0, 5.0
+"""So long a dead node owns its domains, and so long it takes the others to begin with them."""
 
 
 def test_a_delivery_node_and_an_edge_are_killed(processes: Processes, redis: RedisServer) -> None:
@@ -58,14 +59,14 @@ def test_a_delivery_node_and_an_edge_are_killed(processes: Processes, redis: Red
     by_domain: dict[str, list[Received]] = defaultdict(list)
     for message in sink.messages():
         by_domain[message.recipients[0].rpartition("@")[2]].append(message)
-    late = {
-        domain: resumed - c_died
-        for domain, messages in by_domain.items()
-        if any(message.helo == "c.relay.test" for message in messages)
-        and (resumed := first_after(messages, c_died)) > c_died + RESUMED_WITHIN_SECONDS
-    }
-    assert not late, late
-    assert any(message.helo == "c.relay.test" for message in sink.messages()), "c never delivered anything"
+    of_c = {domain for domain, found in by_domain.items() if any(each.helo == "c.relay.test" for each in found)}
+    assert of_c, "c never delivered anything"
+    # With mail for all waiting, a domain's turn comes as late as it comes for those that nothing happened to.
+    turn = max(first_after(by_domain[domain], c_died) for domain in by_domain.keys() - of_c) - c_died
+    within = LEASE_SECONDS + HAND_OVER_SECONDS + max(0.0, turn)
+    resumed = {domain: first_after(by_domain[domain], c_died) - c_died for domain in of_c}
+    print(f"resumed within {max(resumed.values()):.1f} s; the others' turn came within {turn:.1f} s")
+    assert max(resumed.values()) <= within, {domain: each for domain, each in resumed.items() if each > within}
     restless = {domain: hands(messages) for domain, messages in by_domain.items() if len(hands(messages)) > 4}
     assert not restless, restless
     wait_until(lambda: cluster.sum("queue_items") == 0, "no node counts anything as queued")

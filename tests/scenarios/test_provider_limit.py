@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Iterator
+from statistics import median
 
 import pytest
 
+from tests.support.capacity import carried, due
 from tests.support.dns import FakeDNS
-from tests.support.ledger import settle
+from tests.support.ledger import settle, waits
 from tests.support.load import Load
 from tests.support.nodes import Cluster, Node
 from tests.support.processes import Processes, free_port, wait_until
@@ -24,18 +26,24 @@ WINDOW_SECONDS = 5.0
 TOLERANCE = 10
 TAKE_OVER_SECONDS = 8.0
 """The lease of the killed node, five seconds here, and what it takes to notice."""
-USED = scaled(0.05, 0.9)
+USED = 0.9
 MOST_CONNECTIONS = 5
 OTHER = "127.0.0.20"
 PROVIDER = "127.0.0.21"
 
 
 def zone() -> str:
-    """Forty domains, each with a name of its own for its host at the provider."""
+    """Forty domains, each with a name of its own for its host at the provider; and as many elsewhere, without a limit."""
     lines = []
     for n in range(DOMAINS):
         lines += [f"d{n}.test MX 10 d{n}.mail.provider.test", f"d{n}.mail.provider.test A {PROVIDER}"]
-    return "\n".join([*lines, "other.test MX 10 mx.other.test", f"mx.other.test A {OTHER}"])
+        lines += [f"other{n}.test MX 10 d{n}.mail.other.test", f"d{n}.mail.other.test A {OTHER}"]
+    return "\n".join(lines)
+
+
+def others(number: int) -> list[str]:
+    """Recipients without a limit."""
+    return [f"u{number}@other{number % DOMAINS}.test"]
 
 
 @pytest.fixture
@@ -76,24 +84,26 @@ def start(
 @pytest.mark.timeout(600)
 def test_a_rate_for_a_provider(processes: Processes, redis: RedisServer, mx: Sink, dns: FakeDNS) -> None:
     """100/s over forty domains on three nodes, one of which is killed. In no five seconds are there more than 510; outside the
-    take-over at least nine tenths of the rate are used (in `make test`, a twentieth: what a slow machine comes up to)."""
+    take-over at least nine tenths of the rate are used, as far as the cluster carries that at all."""
     edge, nodes = start(processes, redis, mx, dns, rate=f"{RATE}/s", connections=20)
+    before = carried([edge.smtp], mx, 800, others)
     count = RATE * (WATCHED_SECONDS + 10)
     load = Load([edge.smtp], count, lambda n: [f"u{n}@d{n % DOMAINS}.test"]).start()
-    other = Load([edge.smtp], 100, lambda n: [f"u{n}@other.test"], connections=2).start()
+    other = Load([edge.smtp], 100, others, connections=2).start()
     assert len(load.wait()) == len(load.accepted())
     other.wait()
 
     def of_provider() -> list[float]:
-        return [message.at for message in mx.messages() if not message.recipients[0].endswith("@other.test")]
+        return [message.at for message in mx.messages() if "@other" not in message.recipients[0]]
 
     wait_until(lambda: len(of_provider()) >= RATE * WATCHED_SECONDS // 2, "half of it went out", 300)
-    senders = {message.helo for message in mx.messages()}
+    senders = {message.helo for message in mx.messages() if "@other" not in message.recipients[0]}
     assert senders == {f"{node.name}.relay.test" for node in nodes}, senders
     nodes[2].kill()
     killed_at = time.monotonic()
     found = settle([load, other], mx, timeout_seconds=300)
     assert not found.missing
+    after = carried([edge.smtp], mx, 800, others)
 
     times = of_provider()
     most = max(bisect_left(times, start + WINDOW_SECONDS) - number for number, start in enumerate(times))
@@ -102,12 +112,12 @@ def test_a_rate_for_a_provider(processes: Processes, redis: RedisServer, mx: Sin
     used = len(outside) / (last - first - TAKE_OVER_SECONDS)
     print(f"at most {most} in {WINDOW_SECONDS:g} s; {used:.1f}/s used outside of the take-over")
     assert most <= RATE * WINDOW_SECONDS + TOLERANCE
-    assert used >= USED * RATE
-    assert last - first < 1.5 * count / RATE / USED
+    asked = USED * due(RATE, before, after)
+    assert used >= asked
+    assert last - first < 1.5 * count / asked
 
-    started = {load_id: sent.answered for load_id, sent in other.accepted().items()}
-    waited = max(message.at - started[message.load_id] for message in mx.messages() if message.load_id in started)
-    assert waited < scaled(30.0, 5.0), "the provider's limit held back somebody else's mail"
+    waited = max(waits(other, mx))
+    assert waited < median(waits(load, mx)) / 2, "the provider's limit held back somebody else's mail"
 
 
 @pytest.mark.timeout(600)

@@ -5,23 +5,24 @@ from __future__ import annotations
 from bisect import bisect_left
 from statistics import median
 
-from tests.support.ledger import account, settle
+from tests.support.capacity import carried, due
+from tests.support.ledger import account, settle, waits
 from tests.support.load import Load
 from tests.support.nodes import Cluster, smarthost
 from tests.support.processes import Processes, wait_until
 from tests.support.redis_server import RedisServer
-from tests.support.scale import scaled
 from tests.support.sink import Sink
 
 RATE = 50
 TOLERANCE = 5
-USED = scaled(0.05, 0.9)
+USED = 0.9
 WATCHED_SECONDS = 20
 HAND_OVER_SECONDS = 3
 
 
 def test_fifty_a_second_over_a_hand_over(processes: Processes, redis: RedisServer) -> None:
-    """More mail than the rate lets through; the owner is drained in the middle of twenty seconds."""
+    """More mail than the rate lets through; the owner is drained in the middle of twenty seconds. Nine tenths of the rate are used, as far as
+    the cluster carries that at all, and whoever has no limit waits for a small part of what the limited wait."""
     sink = Sink(processes).start()
     cluster = Cluster(
         processes,
@@ -36,6 +37,7 @@ def test_fifty_a_second_over_a_hand_over(processes: Processes, redis: RedisServe
     edge = cluster.node("edge", ["edge"])
     nodes = {f"{name}.relay.test": cluster.node(name, ["delivery"]) for name in ("a", "b")}
     cluster.start()
+    before = carried([edge.smtp], sink, 400, lambda number: [f"u@other{number % 40}.test"])
     limited = Load([edge.smtp], RATE * (WATCHED_SECONDS + 5), lambda number: [f"u{number}@limited.test"]).start()
     others = Load(
         [edge.smtp], 40 * WATCHED_SECONDS, lambda number: [f"u@other{number % 40}.test"], connections=5, per_second=40
@@ -57,15 +59,18 @@ def test_fifty_a_second_over_a_hand_over(processes: Processes, redis: RedisServe
     assert most <= RATE + TOLERANCE, f"{most} within one second"
     start, end = times[0], times[0] + WATCHED_SECONDS
     outside = [at for at in times if start <= at < end and not drained_at <= at < drained_at + HAND_OVER_SECONDS]
-    due = RATE * (WATCHED_SECONDS - HAND_OVER_SECONDS)
-    assert len(outside) >= USED * due, f"{len(outside)} of {due}"
+    after = carried([edge.smtp], sink, 400, lambda number: [f"u@other{number % 40}.test"])
+    used = len(outside) / (WATCHED_SECONDS - HAND_OVER_SECONDS)
+    print(f"at most {most} in a second, {used:.1f} outside of the hand-over")
+    assert used >= USED * due(RATE, before, after)
 
-    answered = {load_id: sent.answered for load_id, sent in others.accepted().items()}
-    waited = sorted(m.at - answered[m.load_id] for m in sink.messages() if m.load_id in answered)
+    waited, limited_waited = waits(others, sink), waits(limited, sink)
     assert len(waited) == len(account([others], sink.messages()).accepted)
-    print(f"others waited {median(waited):.3f} s, at most {waited[-1]:.3f} s; at most {most} in a second")
-    assert median(waited) < scaled(5.0, 0.5)
-    assert waited[-1] < scaled(30.0, 5.0)
+    print(
+        f"others waited {median(waited):.3f} s, at most {waited[-1]:.3f} s; the limited {median(limited_waited):.3f} s"
+    )
+    assert median(waited) < median(limited_waited) / 20
+    assert waited[-1] < median(limited_waited) / 2
 
 
 def is_limited(recipients: list[str]) -> bool:

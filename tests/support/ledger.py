@@ -119,6 +119,12 @@ def settle(
             ) from None
 
 
+def waits(load: Load, sink: Sink) -> list[float]:
+    """Seconds from the answer to each message to its arrival, the shortest first."""
+    answered = {load_id: sent.answered for load_id, sent in load.accepted().items()}
+    return sorted(m.at - answered[m.load_id] for m in sink.messages() if m.load_id in answered)
+
+
 def _wait_for_more(sink: Sink, start: int, wanted: int, timeout_seconds: float, watched: list[Process]) -> None:
     """Until `wanted` messages came beyond the `start` that were there, or some did and then none for a moment. Raises when none
     came at all."""
