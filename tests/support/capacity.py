@@ -12,7 +12,7 @@ from tests.support.ledger import settle
 from tests.support.load import Load
 from tests.support.sink import Sink
 
-PACED = 3.0
+PACED = 4.0
 """A message that is sent at its time may cost so many times what one costs in a burst; nobody is asked for more."""
 
 
