@@ -302,7 +302,7 @@ async def views(store: Store, top: int = 50, times: int = 5) -> tuple[dict[str, 
     asked: dict[str, Callable[[], Any]] = {
         f"queue, top {top}": lambda: store.operator.domains(top),
         "gauges of all partitions": lambda: store.queue.tally(every),
-        "poll of all partitions": lambda: store.queue.due(every),
+        "poll of all partitions": lambda: store.queue.due(every, {}),
     }
     found: dict[str, View] = {}
     for name, ask in asked.items():

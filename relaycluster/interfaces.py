@@ -7,7 +7,7 @@ Who implements what: `node/edge.py` is the `IIntake` that `net/inbound.py` talks
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Container, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Mapping, Sequence
 from enum import Enum
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -155,6 +155,10 @@ class Settled(Enum):
     NOTED = "noted"  # the token is valid, but a stale holder reported deliveries: look at them and settle again
 
 
+MOST_DUE = 50
+"""So many domains of a partition are looked at in one poll."""
+
+
 class IQueue(Interface):
     """The shared queue: docs/design/queue.md is its specification.
 
@@ -262,8 +266,9 @@ class IQueue(Interface):
         """The domain is not due before `delay_ms` have passed, whatever arrives for it, as long as something waits for it; 0: it is not
         paused. `why` and `detail` are for whoever asks (`policy/pause.py`)."""
 
-    def due(partitions: Sequence[int]) -> Deferred[Sequence[tuple[int, str, int]]]:
-        """The poll: (partition, domain, due time) of what is due first in each of the partitions."""
+    def due(partitions: Sequence[int], passed_over: Mapping[int, int]) -> Deferred[Sequence[tuple[int, str]]]:
+        """The poll: (partition, domain or work) of what is due by now, the longest due first, at most `MOST_DUE` of each partition, after
+        so many that are `passed_over`."""
 
     def sweep(owner: Ownership, older_than_ms: int) -> Deferred[int]:
         """The janitor: contents whose items are all gone leave; returns how many parts did."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 from twisted.internet.defer import Deferred
@@ -10,7 +11,7 @@ from twisted.python.failure import Failure
 
 from relaycluster import events
 from relaycluster.events import EventLog
-from relaycluster.interfaces import IQueue, QueueError
+from relaycluster.interfaces import MOST_DUE, IQueue, QueueError
 from relaycluster.metrics import Metrics
 from relaycluster.net.pool import ConnectionPool
 from relaycluster.node.delivery import Delivery
@@ -90,6 +91,7 @@ class Janitor:
         self._pool = pool
         self._metrics = metrics
         self._slice = 0
+        self._passed_over: dict[int, int] = {}
         self._rounds = [
             Repeating(clock, POLL_SECONDS / POLL_SLICES, self.poll, log),
             Repeating(clock, TALLY_SECONDS, self.count, log),
@@ -117,10 +119,15 @@ class Janitor:
 
     async def look_at(self, partitions: Sequence[int]) -> None:
         """What is due in these partitions goes to its lanes; what a dead process left is finished."""
-        now = self._queue.now_ms()
-        for partition, domain, due in await self._queue.due(partitions):
-            if due > now:
-                continue
+        found = await self._queue.due(partitions, self._passed_over)
+        counts = Counter(partition for partition, _ in found)
+        for each in partitions:
+            # Behind fifty domains that can send nothing now there may be one that can: the next look begins there.
+            if counts[each] == MOST_DUE:
+                self._passed_over[each] = self._passed_over.get(each, 0) + MOST_DUE
+            else:
+                self._passed_over.pop(each, None)
+        for partition, domain in found:
             if domain in (SPREAD_WORK, NOTICE_WORK, OPERATOR_WORK):
                 try:
                     await self._finish(partition, domain)

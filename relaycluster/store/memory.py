@@ -6,7 +6,7 @@ several nodes of a test share one `MemoryCluster`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from attrs import evolve
@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, execute
 from zope.interface import implementer
 
 from relaycluster.interfaces import (
+    MOST_DUE,
     ContentMissing,
     IAttempts,
     IMembership,
@@ -294,14 +295,14 @@ class MemoryQueue:
 
         return self._cluster.answer(transition)
 
-    def due(self, partitions: Sequence[int]) -> Deferred[Sequence[tuple[int, str, int]]]:
-        return self._cluster.answer(
-            lambda: [
-                (number, domain, due)
-                for number in partitions
-                for domain, due in sorted(self._cluster.partitions[number].index().items(), key=lambda pair: pair[1])
-            ]
-        )
+    def due(self, partitions: Sequence[int], passed_over: Mapping[int, int]) -> Deferred[Sequence[tuple[int, str]]]:
+        def of(number: int) -> Sequence[tuple[int, str]]:
+            index = self._cluster.partitions[number].index()
+            found = sorted((due, domain) for domain, due in index.items() if due <= self.now_ms())
+            start = passed_over.get(number, 0)
+            return [(number, domain) for _, domain in found[start : start + MOST_DUE]]
+
+        return self._cluster.answer(lambda: [each for number in partitions for each in of(number)])
 
     def sweep(self, owner: Ownership, older_than_ms: int) -> Deferred[int]:
         place = self._owned(owner)

@@ -7,7 +7,7 @@ from typing import Any
 
 from attrs import evolve
 
-from relaycluster.interfaces import NotOwner, QueueError, QueueFull, Settled
+from relaycluster.interfaces import MOST_DUE, NotOwner, QueueError, QueueFull, Settled
 from relaycluster.mail import queue_id
 from relaycluster.mail.address import NULL, Address
 from relaycluster.mail.envelope import Envelope, MessageClass, Notify, NotifyRequest, Ret
@@ -60,6 +60,10 @@ class QueueContract:
     async def claim_one(self, owner: Ownership, domain: str = "example.com") -> Any:
         (claim,) = await self.queue.claim(owner, domain, 5, 100)
         return claim
+
+    async def due(self, partition: int, passed_over: int = 0) -> list[str]:
+        """What the poll of a partition finds."""
+        return [found for _, found in await self.queue.due([partition], {partition: passed_over})]
 
     # Intake
 
@@ -319,12 +323,14 @@ class QueueContract:
         notice = Notice(an_item(5, "example.net"), b"the notice")
         self.assertEqual(await self.queue.finish(claim, False, notice), Settled.DONE)
         self.assertEqual(list(await self.queue.notices(claim.partition)), [notice])
-        ((_, work, due),) = await self.queue.due([claim.partition])
-        self.assertEqual(work, "*notices")
-        self.assertFalse(due < self.queue.now_ms() + 4000)
+        self.assertEqual(await self.due(claim.partition), [])
+        await self.backend.advance(4_000)
+        self.assertEqual(await self.due(claim.partition), [])
+        await self.backend.advance(2_000)
+        self.assertEqual(await self.due(claim.partition), ["*notices"])
         await self.queue.notice_done(claim.partition, notice.item.id)
         self.assertEqual(list(await self.queue.notices(claim.partition)), [])
-        self.assertEqual(list(await self.queue.due([claim.partition])), [])
+        self.assertEqual(await self.due(claim.partition), [])
 
     # Ownership
 
@@ -456,15 +462,29 @@ class QueueContract:
     # Pausing and the poll
 
     async def test_the_poll_shows_what_is_due_first(self) -> None:
-        """One entry a domain, with the time at which it has something to do."""
+        """One entry a domain, from when it has something to do."""
         owner = await self.own()
-        self.assertEqual(list(await self.queue.due([owner.partition])), [])
+        self.assertEqual(await self.due(owner.partition), [])
         await self.queue.enqueue(an_item(1), b"x", None)
-        before = self.queue.now_ms()
         await self.queue.enqueue(an_item(2), b"x", None)
-        ((_, domain, due),) = await self.queue.due([owner.partition])
-        self.assertEqual(domain, "example.com")
-        self.assertFalse(due > before + 1)
+        self.assertEqual(await self.due(owner.partition), ["example.com"])
+        for claim in await self.queue.claim(owner, "example.com", 5, 1):
+            await self.queue.defer(claim, claim.item, 5_000, None)
+        self.assertEqual(await self.due(owner.partition), [])
+        await self.backend.advance(6_000)
+        self.assertEqual(await self.due(owner.partition), ["example.com"])
+
+    async def test_the_poll_in_parts(self) -> None:
+        """So many at once, the longest due first, and those behind them when these were seen."""
+        domains = [f"d{n}.example" for n in range(2 * MOST_DUE * PARTITIONS)]
+        domains = [domain for domain in domains if partition_of(domain, PARTITIONS) == 3]
+        self.assertGreater(len(domains), MOST_DUE)
+        for number, domain in enumerate(domains):
+            await self.queue.enqueue(an_item(number, domain), b"x", None)
+            await self.backend.advance(10)
+        found = [await self.due(3, passed_over) for passed_over in range(0, len(domains) + MOST_DUE, MOST_DUE)]
+        self.assertEqual([each for some in found for each in some], domains)
+        self.assertLessEqual(max(map(len, found)), MOST_DUE)
 
     async def test_a_paused_domain_is_not_woken(self) -> None:
         """While a domain is paused, what arrives for it does not make it due; after the pause it is."""
@@ -472,9 +492,11 @@ class QueueContract:
         await self.queue.enqueue(an_item(1), b"x", None)
         await self.queue.pause(owner, "example.com", 10_000)
         await self.queue.enqueue(an_item(2), b"x", None)
-        ((_, _, due),) = await self.queue.due([owner.partition])
-        self.assertFalse(due < self.queue.now_ms() + 9_000)
-        await self.backend.advance(11_000)
+        self.assertEqual(await self.due(owner.partition), [])
+        await self.backend.advance(9_000)
+        self.assertEqual(await self.due(owner.partition), [])
+        await self.backend.advance(2_000)
+        self.assertEqual(await self.due(owner.partition), ["example.com"])
         self.assertEqual(len(await self.queue.claim(owner, "example.com", 5, 1)), 2)
         await self.sound()
 
@@ -513,8 +535,9 @@ class QueueContract:
         claim = await self.claim_one(await self.own("a.example"), "a.example")
         await self.queue.finish(claim, True, None)
         await self.queue.leave_home(items[0])
-        ((_, work, _),) = await self.queue.due([3])
-        self.assertEqual((work, [list(each) for each in await self.queue.spreads(3)]), ("*spread", [items[1:]]))
+        await self.backend.advance(6_000)
+        self.assertEqual(await self.due(3), ["*spread"])
+        self.assertEqual([list(each) for each in await self.queue.spreads(3)], [items[1:]])
         await self.sound()
 
     async def test_the_janitor_finds_parts_whose_holder_died(self) -> None:

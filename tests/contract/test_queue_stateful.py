@@ -517,9 +517,7 @@ class World:
 
     async def look_after(self, partition: int) -> None:
         async def due(side: Any) -> Any:
-            now = side.queue.now_ms()
-            found = await side.queue.due([partition])
-            return sorted(domain for _, domain, when in found if when <= now)
+            return sorted(domain for _, domain in await side.queue.due([partition], {}))
 
         work, _ = await self.both(due)
         if "*spread" in work:

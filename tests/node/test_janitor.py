@@ -9,11 +9,13 @@ from attrs import evolve
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from relaycluster.interfaces import MOST_DUE
 from relaycluster.mail import queue_id
 from relaycluster.mail.item import Notice
 from relaycluster.net.pool import PoolCounts
 from relaycluster.node.janitor import Janitor, Repeating, Room
 from relaycluster.node.settle import Settlement
+from relaycluster.policy.ring import partition_of
 from tests.node.test_settle import RETRY
 from tests.node.world import PARTITIONS, World, result
 
@@ -52,6 +54,19 @@ class JanitorTest(SynchronousTestCase):
             result(self.world.queue.enqueue(self.world.item(f"d{n}.example"), b"x", None))
         self.world.advance(1.1)
         self.assertEqual(set(self.woken), {f"d{n}.example" for n in range(30)})
+
+    def test_many_due_domains_of_a_partition(self) -> None:
+        """Those that can send nothing stay due, and do not hide the others."""
+        domains = [f"d{n}.example" for n in range(4 * MOST_DUE * PARTITIONS)]
+        domains = [domain for domain in domains if partition_of(domain, PARTITIONS) == 1]
+        self.assertGreater(len(domains), 3 * MOST_DUE)
+        for domain in domains:
+            result(self.world.queue.enqueue(self.world.item(domain), b"x", None))
+        self.world.advance(6)
+        self.assertEqual(set(self.woken), set(domains))
+        self.woken.clear()
+        self.world.advance(6)
+        self.assertEqual(set(self.woken), set(domains))
 
     def test_the_spread_of_a_dead_edge(self) -> None:
         """Some items were queued when the edge died: the rest follows after the grace, none twice."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from relaycluster.interfaces import (
+    MOST_DUE,
     ContentMissing,
     IQueue,
     NotOwner,
@@ -39,8 +40,8 @@ SHORT_REPLY = 200
 """Of a domain's last reply so many characters are shown."""
 LOOKED_AT = 500
 """So many items are looked at in one step for what must not wait for a destination that gets nothing now."""
-MOST_POLLED = 50
-"""So many domains of a partition are looked at in one poll."""
+MOST_LARGEST = 50
+"""Of so many domains of a partition the backlog is told for the metrics."""
 
 
 @frozen
@@ -463,15 +464,18 @@ class RedisQueue:
         reason = pack_reason(why, detail)
         return self._redis.run(script("pause"), tag, self._offset_ms, owner.text, domain, delay_ms, reason)
 
-    def due(self, partitions: Sequence[int]) -> Deferred[Sequence[tuple[int, str, int]]]:
-        commands = [_poll_command(partition) for partition in partitions]
+    def due(self, partitions: Sequence[int], passed_over: Mapping[int, int]) -> Deferred[Sequence[tuple[int, str]]]:
+        now = self.now_ms()
+        commands = [
+            pack(b"ZRANGEBYSCORE", _index(each), b"-inf", now, b"LIMIT", passed_over.get(each, 0), MOST_DUE)
+            for each in partitions
+        ]
 
-        def read(answers: list[list[bytes]]) -> Sequence[tuple[int, str, int]]:
+        def read(answers: list[list[bytes]]) -> Sequence[tuple[int, str]]:
             return [
-                (partition, domain.decode(), int(float(score)))
-                for partition, answer in zip(partitions, answers, strict=True)
-                if answer
-                for domain, score in zip(answer[::2], answer[1::2], strict=True)
+                (partition, domain.decode())
+                for partition, found in zip(partitions, answers, strict=True)
+                for domain in found
             ]
 
         return self._redis.request_all(commands, "due").addCallback(read)
@@ -529,7 +533,7 @@ class RedisQueue:
             if first and not first[0].startswith(b"*") and (due := int(float(first[1]))) <= now:
                 oldest = min(oldest, due) if oldest else due
         domains.sort(key=lambda pair: -pair[1])
-        ready = await self._ready(domains[: 4 * MOST_POLLED], now)
+        ready = await self._ready(domains[: 4 * MOST_LARGEST], now)
         return Tally(waiting, ready, leased, held, octets, oldest, tuple(domains))
 
     async def _ready(self, domains: Sequence[tuple[str, int]], now: int) -> int:
@@ -552,10 +556,8 @@ class RedisQueue:
 
 
 @cache
-def _poll_command(partition: int) -> bytes:
-    """What the poll asks of a partition: packed once, asked each second."""
-    name = keys.key(keys.partition_tag(partition), "INDEX")
-    return pack(b"ZRANGE", name, 0, MOST_POLLED - 1, b"WITHSCORES")
+def _index(partition: int) -> bytes:
+    return keys.key(keys.partition_tag(partition), "INDEX")
 
 
 @cache
@@ -565,6 +567,6 @@ def _tally_commands(partition: int) -> tuple[bytes, ...]:
         pack(b"HMGET", keys.key(tag, "COUNTS"), b"waiting", b"bytes"),
         pack(b"HLEN", keys.key(tag, "LEASED")),
         pack(b"ZCARD", keys.key(tag, "HELD")),
-        pack(b"ZREVRANGE", keys.key(tag, "BACKLOG"), 0, MOST_POLLED - 1, b"WITHSCORES"),
-        pack(b"ZRANGE", keys.key(tag, "INDEX"), 0, 0, b"WITHSCORES"),
+        pack(b"ZREVRANGE", keys.key(tag, "BACKLOG"), 0, MOST_LARGEST - 1, b"WITHSCORES"),
+        pack(b"ZRANGE", _index(partition), 0, 0, b"WITHSCORES"),
     )
