@@ -556,6 +556,31 @@ class LaneTest(SynchronousTestCase):
             self.assertEqual(node.stuck(), [])
         self.assertTrue(node.done() >= {item.id for item in short})
 
+    def test_customers_of_one_provider_share_a_connection(self) -> None:
+        """Each domain has a name of its own for the same host, and one connection is allowed: it is opened once, they take turns over it,
+        and each delivery names the domain's own host."""
+        node = Node(("a.example", "b.example"), connections=1)
+
+        async def find(domain: str, settings: DestinationSettings) -> Route:
+            return Route((Target(f"{domain}.provider.example", "192.0.2.9", limit="L"),), float("inf"))
+
+        def limited(target: Target) -> Any:
+            if any(not each.is_gone for each in node.made):
+                return LimitReached("L")
+            return node.connection(target)
+
+        node.find, node.at_once = find, limited  # type: ignore[method-assign]
+        items = {item.id: item for domain in ("a.example", "b.example") for item in node.queue(12, domain)}
+        for lane in node.lanes:
+            lane.wake()
+        while node.busy:
+            for connection in node.busy:
+                connection.answer()
+            node.world.advance(0.1)
+        delivered = {event["item"]: event["host"] for event in node.world.events("delivered")}
+        self.assertEqual(delivered, {each: f"{item.domain}.provider.example" for each, item in items.items()})
+        self.assertEqual(len(node.made), 1)
+
     def test_rate(self) -> None:
         """At 10/s nothing is sent before its slot, and in no second more than the rate and its burst; about as many as are due."""
         node = Node(rate=Rate.of(10), connections=5)
