@@ -120,7 +120,7 @@ Event = Ready | TLSWanted | ContentWanted | Finished | Ended
 class ClientConversation:
     """One SMTP session, from the greeting on.
 
-    `helo_name` is our name for EHLO, `host` the server's for the outcomes. `chunking` False leaves the server's CHUNKING unused.
+    `helo_name` is our name for EHLO, `host` the server's for the outcomes, which may be another for each transaction. `chunking` False leaves the server's CHUNKING unused.
     Read-only for the caller: `state`, `extensions` (of the last EHLO), `encrypted`, `replies_seen`, which grows with each
     reply that was understood, so that the caller can tell progress from mere bytes, and `chunking`, False once the server has
     refused what it offers.
