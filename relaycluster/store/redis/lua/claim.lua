@@ -5,7 +5,7 @@
 --       7 items of normal first  8 items of bulk first
 -- Result: {'lost'} when the partition has another owner; else {'ok', id, token, item, body or false, note or false, ...}
 -- First write: ZREM.
--- needs: now item waiting
+-- needs: now item waiting lease
 local K, domain = KEYS[1], ARGV[3]
 if redis.call('GET', K .. OWNER) ~= ARGV[2] then return {'lost'} end
 local now_ms, left, number, size = now(ARGV[1]), tonumber(ARGV[4]), tonumber(ARGV[5]), 0
@@ -20,17 +20,8 @@ local function take(class, most)
     taken[#taken + 1] = id
     local packed = redis.call('GET', K .. ITEM .. id)
     if packed then
-      local token = string.format('%s:%.0f:%s', ARGV[2], number, found[n + 1])
-      redis.call('HSET', K .. LEASED, id, token)
+      lease(K, result, id, string.format('%s:%.0f:%s', ARGV[2], number, found[n + 1]), packed, ARGV[6])
       number, left, size = number + 1, left - 1, size + item_size(packed)
-      local body = false
-      if redis.call('STRLEN', K .. BODY .. id) <= tonumber(ARGV[6]) then body = redis.call('GET', K .. BODY .. id) end
-      local note = redis.call('HGET', K .. NOTES, id)
-      result[#result + 1] = id
-      result[#result + 1] = token
-      result[#result + 1] = packed
-      result[#result + 1] = body
-      result[#result + 1] = note
     end
   end
 end

@@ -3,5 +3,7 @@ local function lease(K, result, id, token, packed, largest_body)
   redis.call('HSET', K .. LEASED, id, token)
   local body = false
   if redis.call('STRLEN', K .. BODY .. id) <= tonumber(largest_body) then body = redis.call('GET', K .. BODY .. id) end
-  for _, each in ipairs({id, token, packed, body, redis.call('HGET', K .. NOTES, id)}) do result[#result + 1] = each end
+  local at = #result
+  result[at + 1], result[at + 2], result[at + 3], result[at + 4] = id, token, packed, body
+  result[at + 5] = redis.call('HGET', K .. NOTES, id)
 end
