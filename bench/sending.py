@@ -134,7 +134,7 @@ def client(port: int, watch: Watch, _work: Path) -> None:
     from relaycluster.mail.envelope import Envelope
     from relaycluster.mail.outcome import Delivered, Outcome
     from relaycluster.net.outbound import OutboundConnection, OutboundSettings, Target, connect
-    from relaycluster.smtp.client import TLSPolicy, Transaction
+    from relaycluster.smtp.client_events import TLSPolicy, Transaction
 
     envelope = Envelope(Address(SENDER, "bench.test"), (Address(RECIPIENT, DOMAIN),))
     settings = OutboundSettings("bench.test")
@@ -216,8 +216,9 @@ def settle(port: int, watch: Watch, work: Path) -> None:
                 ]
                 for each in waiting:
                     await each
-            assert self._delivery is not None
-            was_settled = self._settlement.on_settled
+            assert self._back is not None
+            settlement = self._back.settlement
+            was_settled = settlement.on_settled
 
             def settled(claim: Claim) -> None:
                 was_settled(claim)
@@ -225,7 +226,7 @@ def settle(port: int, watch: Watch, work: Path) -> None:
                 if watch.done == watch.messages // 10:
                     watch.start()
 
-            self._settlement.on_settled = settled
+            settlement.on_settled = settled
 
     def failed(line: str) -> None:
         watch.finished.errback(RuntimeError(line))

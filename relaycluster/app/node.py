@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import secrets
 import signal
 import time
@@ -22,34 +21,21 @@ from twisted.python.failure import Failure
 
 from relaycluster import __version__, events
 from relaycluster.app import settings as settings_of
+from relaycluster.app.back import Back
+from relaycluster.app.deadline import within
 from relaycluster.app.files import Files
 from relaycluster.app.front import Front
 from relaycluster.config import Config, ConfigError, load, warnings
 from relaycluster.events import EventLog
 from relaycluster.interfaces import FileTrouble, QueueError, QueueFull
 from relaycluster.metrics import Metrics
-from relaycluster.net import outbound
-from relaycluster.net.dns_client import ClientSettings
 from relaycluster.net.http import MachineSite
 from relaycluster.net.lines import LineWriter
-from relaycluster.net.outbound import OutboundConnection, OutboundSettings, Target
-from relaycluster.net.pool import ConnectionPool
-from relaycluster.net.resolver import Resolver, system_servers
-from relaycluster.net.tls import ClientTLS
 from relaycluster.node import named_files
-from relaycluster.node.crowd import Crowd, LimitReached
-from relaycluster.node.delivery import Delivery
 from relaycluster.node.gate import Gate
-from relaycluster.node.janitor import Janitor, Lag, Room
-from relaycluster.node.limits import ConnectionLimits
+from relaycluster.node.janitor import Lag, Room
 from relaycluster.node.membership import Heart
-from relaycluster.node.notice_allowance import NoticeAllowance
-from relaycluster.node.operations import Operations
-from relaycluster.node.partitions import Partitions
-from relaycluster.node.routes import Routes
-from relaycluster.node.settle import Settlement
 from relaycluster.policy.cluster import Member, Snapshot
-from relaycluster.policy.suspension import Suspensions, subject_of
 from relaycluster.store.redis import checks, embedded, keys
 from relaycluster.store.redis.attempts import RedisAttempts
 from relaycluster.store.redis.connection import (
@@ -60,9 +46,7 @@ from relaycluster.store.redis.connection import (
     SubscribedProtocol,
 )
 from relaycluster.store.redis.membership import LeaseSettings, RedisMembership, found
-from relaycluster.store.redis.operations import RedisOperations
 from relaycluster.store.redis.queue import QueueSettings, RedisQueue
-from relaycluster.store.redis.suspensions import RedisSuspensions
 from relaycluster.store.redis.throttle import RedisThrottle
 from relaycluster.store.state_directory import StateDirectory
 
@@ -73,8 +57,8 @@ reactor.seconds = time.monotonic
 START_SECONDS = 15.0
 """So long a node waits for Redis when it starts; then it says why not and ends."""
 REVIVE_SECONDS = 0.5
-LONGEST_REASON = 200
-"""Of a reply that asks to be left alone, so much stands in the suspension."""
+LEAVING_SECONDS = 2.0
+"""So long the last words to Redis may take."""
 
 
 class Node(Service):
@@ -107,9 +91,7 @@ class Node(Service):
             line = str(failure.value)
         else:
             line = f"{type(failure.value).__name__}: {failure.value}"
-            self.log.emit(
-                events.Error(type(failure.value).__name__, "start", str(failure.value), failure.getTraceback())
-            )
+            self.log.emit(events.Error.of(failure, "start"))
         if self._redis_server is not None and self._redis_server.process is not None:
             self._redis_server.stop()
         self._write.flush()
@@ -129,8 +111,8 @@ class Node(Service):
         await self._heart.join()
         self._room.start()
         self._lag.start()
-        if self._janitor is not None:
-            self._janitor.start()
+        if self._back is not None:
+            self._back.start()
         self._files.start()
         self._listen()
         self._gate.started = True
@@ -221,19 +203,17 @@ class Node(Service):
         self._heart = Heart(reactor, self._membership, member, lease.beat_seconds, lease.trusted_seconds)
         self._heart.on_snapshot = self._snapshot
         self._heart.on_over = self._life_is_over
-        self._heart.on_trouble = self._trouble("membership")
+        self._heart.on_trouble = self._trouble
         self._room = Room(reactor, self._queue, config.redis.memory_watermark, metrics, log)
         self._lag = Lag(reactor, metrics)
         self._files = Files(reactor, config, metrics, log)
         self._files.use(config)
-        self._throttle = RedisThrottle(redis)
+        throttle = RedisThrottle(redis)
         self._attempts = RedisAttempts(redis)
         self._gate = Gate(lambda: redis.refusal, self._heart.valid, lambda: self._room.is_full)
-        self._partitions: Partitions | None = None
-        self._delivery: Delivery | None = None
-        self._janitor: Janitor | None = None
+        self._back: Back | None = None
         if "delivery" in config.node.roles:
-            self._wire_delivery()
+            self._back = Back(reactor, config, self._files, redis, queue, throttle, self._heart, metrics, log)
         self._front: Front | None = None
         self._site = MachineSite(reactor, registry, self._gate.reasons)
         redis.factory.observe = metrics.redis_observed
@@ -251,135 +231,13 @@ class Node(Service):
                 config,
                 self._files,
                 queue,
-                self._throttle,
+                throttle,
                 self._attempts,
                 metrics,
                 log,
                 self._gate.refusal,
-                self._delivery,
+                self._back.delivery if self._back is not None else None,
             )
-
-    def _wire_delivery(self) -> None:
-        config, log, metrics = self._config, self.log, self._metrics
-        throttle = self._throttle
-        self._limits = ConnectionLimits(reactor, throttle, self._view)
-        outbound_settings = OutboundSettings(config.node.hostname, ClientTLS(config.delivery.ca_file or None))
-        self._table = config.routes()
-        self._rules = config.rules()
-        self._suspensions = RedisSuspensions(self._redis, self._queue)
-
-        async def connect(target: Target) -> OutboundConnection:
-            settings = self._table.of_limit(target.limit)
-            if not await self._limits.reserve(target.limit, settings.connections, bool(settings.name)):
-                raise LimitReached(target.limit)
-            try:
-                return await outbound.connect(reactor, target, outbound_settings)
-            except BaseException:
-                self._limits.free(target.limit)
-                raise
-
-        pool = self._pool = ConnectionPool(
-            reactor,
-            lambda target: Deferred.fromCoroutine(connect(target)),
-            most_connections=config.delivery.connections,
-            idle_seconds=config.delivery.idle,
-            messages_per_connection=config.delivery.messages_per_connection,
-        )
-        crowd = Crowd(self._limits.open_of)
-        crowd.shares = self._limits.shares
-        self._limits.on_surplus = pool.retire_idle
-
-        def gone(connection: OutboundConnection) -> None:
-            self._limits.free(connection.target.limit)
-            crowd.freed(connection.target.limit)
-
-        pool.on_gone = gone
-        pool.is_surplus = lambda target: self._limits.is_surplus(target.limit)
-        servers = config.dns.servers or system_servers()
-        resolver = self._resolver = Resolver(
-            reactor, reactor, ClientSettings(servers), secrets.randbits, lambda: bool(secrets.randbits(1))
-        )
-        routes = Routes(
-            resolver,
-            random.SystemRandom().shuffle,
-            frozenset({config.node.hostname}),
-            settings_of.own_listeners(config),
-            reactor.seconds,
-        )
-        self._allowance = NoticeAllowance(throttle, config.delivery.notices_per_sender)
-        self._settlement = Settlement(
-            reactor,
-            self._queue,
-            metrics,
-            log,
-            settings_of.retry(config),
-            config.node.hostname,
-            random.random,
-            lambda notice: self._files.signer.sign(notice, time.time()),
-            lambda: self._rules,
-            self._allowance,
-        )
-        partitions = self._partitions = Partitions(reactor, self._queue, config.node.id)
-        partitions.on_acquired = self._acquired
-        partitions.on_released = self._released
-        partitions.on_lost = self._lost
-        partitions.on_recovered = self._recovered
-        partitions.on_trouble = self._trouble("partitions")
-        self._delivery = Delivery(
-            reactor,
-            self._queue,
-            throttle,
-            self._heart,
-            partitions,
-            pool,
-            crowd,
-            routes,
-            self._table,
-            self._settlement,
-            metrics,
-            log,
-            random.random,
-            lambda: self._rules,
-            self._suspensions.suspended,
-            self._suspend,
-            max(1000, 4 * config.delivery.connections),  # a lane with a connection has up to four
-            sign_anew=lambda content: self._files.signer.sign_anew(content, time.time()),
-        )
-        self._operations = Operations(
-            self._queue,
-            RedisOperations(self._redis, self._queue),
-            self._settlement,
-            log,
-            self._delivery.owner_of,
-            self._delivery.claim_number,
-            self._delivery.taken,
-            lambda: self._suspensions.table,
-            self._delivery.try_now,
-            random.random,
-            config.redis.trace_memory,
-        )
-        self._suspensions.on_change = self._suspensions_changed
-        self._janitor = Janitor(
-            reactor, self._queue, partitions, self._delivery, self._settlement, pool, metrics, log, self._operations
-        )
-
-    def _suspend(self, limit: str, seconds: float, reason: str) -> None:
-        """A host asked for it: in the whole cluster."""
-        who = f"reply rule at {self._config.node.id}"
-        subject = subject_of(limit, self._table.limit_names())
-        said = self._suspensions.suspend(subject, seconds, who, reason[:LONGEST_REASON], at_least=True)
-        said.addErrback(lambda failure: failure.trap(QueueError))
-
-    def _suspensions_changed(self, before: Suspensions, now: Suspensions) -> None:
-        assert self._partitions is not None
-        assert self._delivery is not None
-        self._operations.changed(before, now, list(self._partitions.owned))
-        self._delivery.look_again()
-
-    def _view(self) -> tuple[Snapshot, int] | None:
-        """The cluster and our incarnation in it, while the lease is proven: before a new life has seen the cluster there is none."""
-        heart = self._heart
-        return (heart.snapshot, heart.member.incarnation) if heart.snapshot is not None and heart.valid() else None
 
     def _listen(self) -> None:
         config = self._config
@@ -416,69 +274,30 @@ class Node(Service):
             self._listen_for_wakes()
         delivering = [member for member in snapshot.members if "delivery" in member.roles and not member.draining]
         self._metrics.ring_nodes.set(len(delivering))
-        if self._partitions is not None:
-            self._limits.see(self._heart.member.incarnation)
-            self._suspensions.see(snapshot.suspensions).addErrback(lambda failure: failure.trap(QueueError))
-            self._partitions.see(snapshot, self._heart.member.incarnation)
-            self._show_load(delivering)
+        if self._back is not None:
+            self._back.see(snapshot)
+            self._show_load(delivering, self._back.owned)
 
-    def _show_load(self, delivering: Sequence[Member]) -> None:
-        owned = len(self._partitions.owned) if self._partitions is not None else 0
+    def _show_load(self, delivering: Sequence[Member], owned: int) -> None:
         self._metrics.ring_partitions_owned.set(owned)
         total = sum(member.weight for member in delivering)
         fair = self._queue.partitions * self._config.node.weight / total if total else 0
         self._metrics.node_load_ratio.set(owned / fair if fair else 0)
 
-    def _acquired(self, partitions: Sequence[int]) -> None:
-        assert self._partitions is not None
-        assert self._janitor is not None
-        owned = len(self._partitions.owned)
-        self._metrics.ring_partitions_owned.set(owned)
-        self.log.emit(events.PartitionsAcquired(len(partitions), owned))
-        self._operations.let_go(partitions)
-        Deferred.fromCoroutine(self._janitor.look_at(partitions)).addErrback(lambda failure: failure.trap(QueueError))
+    def _life_is_over(self) -> None:
+        if self._back is not None:
+            self._back.life_is_over()
 
-    def _released(self, partitions: Sequence[int]) -> None:
-        assert self._partitions is not None
-        owned = len(self._partitions.owned)
-        self._metrics.ring_partitions_owned.set(owned)
-        self.log.emit(events.PartitionsReleased(len(partitions), owned))
-        if self._delivery is not None:
-            self._delivery.released(partitions)
-
-    def _lost(self, partitions: Sequence[int]) -> None:
-        self._metrics.ownership_lost.inc(len(partitions))
-        self.log.emit(events.OwnershipLost(len(partitions), "the lease ran out, or another node took over"))
-
-    def _recovered(self, waiting: Sequence[str], held: Sequence[str]) -> None:
-        self.log.emit(events.ItemsRecovered(-1, len(waiting), len(held)))
-        for identifier in held:
-            self.log.emit(events.ItemHeld(identifier, "its holders died again and again"))
-
-    def _life_is_over(self) -> Deferred[None] | None:
-        """Our lease had run out. What was delivered is written first; then everything is somebody else's, until we join anew."""
-        if self._partitions is None:
-            return None
-        self._settlement.write_again()
-        self._partitions.forget()
-        if self._delivery is not None:
-            self._delivery.life_is_over()
-        return None
-
-    def _trouble(self, place: str) -> Callable[[BaseException], None]:
-        def told(error: BaseException) -> None:
-            if not isinstance(error, QueueError):
-                self.log.emit(events.Error(type(error).__name__, place, str(error), Failure(error).getTraceback()))
-
-        return told
+    def _trouble(self, error: BaseException) -> None:
+        if not isinstance(error, QueueError):
+            self.log.emit(events.Error.of(error, "membership"))
 
     def _redis_ready(self) -> None:
         self.log.emit(events.RedisReady(self._redis_target, ""))
         if self._gate.started:
             self._heart.hurry()
-            if self._delivery is not None:
-                self._settlement.write_again()
-                reactor.callLater(0, self._delivery.look_again)
+            if self._back is not None:
+                self._back.queue_is_back()
 
     def _redis_lost(self) -> None:
         self._metrics.redis_errors["connection"].inc()
@@ -495,7 +314,7 @@ class Node(Service):
             try:
                 self._start_embedded()
             except (QueueError, OSError) as error:
-                self.log.emit(events.Error(type(error).__name__, "redis", str(error)))
+                self.log.emit(events.Error.of(error, "redis"))
         reactor.callLater(REVIVE_SECONDS, self._revive)
 
     def _start_embedded(self) -> embedded.EmbeddedRedis:
@@ -515,12 +334,12 @@ class Node(Service):
 
     def _hint(self, channel: bytes, message: bytes) -> None:
         if channel == keys.MEMBERSHIP_CHANNEL:
-            if message == b"released" and self._partitions is not None:
-                self._partitions.reconcile()
+            if message == b"released" and self._back is not None:
+                self._back.others_released()
             else:
                 self._heart.hurry()
-        elif self._delivery is not None:
-            self._delivery.wake(message.partition(b":")[2].decode("ascii", "replace"))
+        elif self._back is not None:
+            self._back.delivery.wake(message.partition(b":")[2].decode("ascii", "replace"))
 
     # Reloading and leaving
 
@@ -543,12 +362,8 @@ class Node(Service):
         self._config = config
         if self._front is not None:
             self._front.use(config)
-        if self._delivery is not None:
-            self._table = config.routes()
-            self._rules = config.rules()
-            self._allowance.use(config.delivery.notices_per_sender)
-            self._delivery.use(self._table)
-            self._settlement.use(settings_of.retry(config))
+        if self._back is not None:
+            self._back.use(config)
         self._metrics.config_reloads["applied"].inc()
         self.log.emit(events.ConfigLoaded(""))
 
@@ -569,25 +384,13 @@ class Node(Service):
         self._heart.set_draining()
         self._room.stop()
         finished: list[Deferred[Any]] = [self._front.drain()] if self._front is not None else []
-        if self._delivery is not None:
-            finished.append(self._delivery.drain())
-        await _within(DeferredList(finished, consumeErrors=True), deadline)
+        if self._back is not None:
+            finished.append(self._back.drain())
+        await within(reactor, DeferredList(finished, consumeErrors=True), deadline)
         if self._front is not None:
             self._front.abandon()
-        unfinished = 0
-        if self._delivery is not None and self._janitor is not None and self._partitions is not None:
-            self._janitor.stop()
-            unfinished = self._delivery.in_hand
-            closed = self._pool.close()
-            if unfinished:
-                self._pool.abort()
-            await _within(closed, 2.0)
-            await _within(self._partitions.all_released(), 2.0)
-            self._partitions.stop()
-            self._limits.stop()
-            self._settlement.stop()
-            self._resolver.stop()
-        await _within(Deferred.fromCoroutine(self._heart.leave()), 2.0)
+        unfinished = await self._back.close() if self._back is not None else 0
+        await within(reactor, Deferred.fromCoroutine(self._heart.leave()), LEAVING_SECONDS)
         self._lag.stop()
         await self._close_ports("http")
         self.log.emit(events.NodeStopped(reactor.seconds() - began, unfinished))
@@ -611,27 +414,12 @@ class Node(Service):
             for name in ("_hints", "_redis"):
                 connection: RedisConnection | None = getattr(self, name, None)
                 if connection is not None:
-                    await _within(connection.stop(), 2.0)
+                    await within(reactor, connection.stop(), LEAVING_SECONDS)
             if self._redis_server is not None:
                 self._redis_server.stop()
             self._write.flush()
 
         return Deferred.fromCoroutine(close())
-
-
-async def _within(done: Deferred[Any], seconds: float) -> None:
-    """Wait for it, at most so long; how it ended does not matter."""
-    waiting: Deferred[None] = Deferred()
-
-    def over(_: object) -> None:
-        if not waiting.called:
-            waiting.callback(None)
-
-    timer = reactor.callLater(seconds, over, None)
-    done.addBoth(over)
-    await waiting
-    if timer.active():
-        timer.cancel()
 
 
 def make_node(path: str | None, overrides: dict[str, object], start_failed: Callable[[str], None]) -> Node:

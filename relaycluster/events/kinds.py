@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import attrs
 from attrs import define, field, setters
+from twisted.python.failure import Failure
 
 Severity = Literal["info", "warning", "error"]
 
@@ -524,3 +525,9 @@ class Error(Event):
     place: str = _field("the part of the program")
     message: str = _field("what it says")
     traceback: str = _nothing("where it was raised")
+
+    @classmethod
+    def of(cls, trouble: Failure | BaseException, place: str) -> Error:
+        """What was raised there."""
+        failure = trouble if isinstance(trouble, Failure) else Failure(trouble)
+        return cls(type(failure.value).__name__, place, str(failure.value), failure.getTraceback())

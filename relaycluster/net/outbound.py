@@ -37,8 +37,8 @@ from relaycluster.net import tls
 from relaycluster.net.flow import Flow
 from relaycluster.net.immediate import write_now
 from relaycluster.net.target import ConnectFailed, OutboundSettings, Target, Timeouts
-from relaycluster.smtp.client import (
-    ClientConversation,
+from relaycluster.smtp.client import ClientConversation
+from relaycluster.smtp.client_events import (
     ContentWanted,
     Ended,
     Event,

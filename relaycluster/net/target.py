@@ -6,7 +6,7 @@ from attrs import field, frozen, validators
 
 from relaycluster.mail import outcome
 from relaycluster.net import tls
-from relaycluster.smtp.client import TLSPolicy, Transaction
+from relaycluster.smtp.client_events import TLSPolicy, Transaction
 from relaycluster.smtp.client_states import State
 
 MOST_UNCHUNKED = 1024

@@ -59,8 +59,7 @@ class Repeating:
 
     def _failed(self, failure: Failure) -> None:
         if not failure.check(QueueError):  # Redis being away is told elsewhere, once
-            kind = type(failure.value).__name__
-            self._log.emit(events.Error(kind, "janitor", str(failure.value), failure.getTraceback()))
+            self._log.emit(events.Error.of(failure, "janitor"))
 
     def _next(self, _: None) -> None:
         if not self._stopped:

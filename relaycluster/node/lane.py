@@ -31,7 +31,7 @@ from relaycluster.node.verdicts import FAULT, recipients_left, spared, too_many,
 from relaycluster.policy import trouble
 from relaycluster.policy.pace import UNCHANGED, Pace, SlowDown, Suspend, Unchanged
 from relaycluster.policy.routing import DestinationSettings
-from relaycluster.smtp.client import Transaction
+from relaycluster.smtp.client_events import Transaction
 
 MOST_WAITING_DIRECT = 4
 """So many messages may wait for a connection before new ones are queued instead of leased directly."""
@@ -255,11 +255,7 @@ class Lane:
 
     def bug(self, failure: Any, claim: Claim | None) -> None:
         """Nothing may be lost to a fault of our own: it is told, and the claim is tried again."""
-        self.means.log.emit(
-            events.Error(
-                type(failure.value).__name__, f"lane {self.domain}", str(failure.value), failure.getTraceback()
-            )
-        )
+        self.means.log.emit(events.Error.of(failure, f"lane {self.domain}"))
         if claim is not None:
             self.means.settlement.settle(claim, [(who, FAULT) for who in recipients_left(claim)])
 

@@ -199,11 +199,8 @@ class MessageSink:
         """The head with its signatures in front: they are over exactly what is sent."""
         try:
             signatures = signing.finish(self._edge.time())
-        except Exception:
-            failure = Failure()
-            self._edge.log.emit(
-                events.Error(type(failure.value).__name__, "DKIM signature", str(failure.value), failure.getTraceback())
-            )
+        except Exception as error:
+            self._edge.log.emit(events.Error.of(error, "DKIM signature"))
             return _UNSIGNED
         self._size += len(signatures)
         self._signed = signing.names

@@ -168,8 +168,7 @@ class Observer:
 
     def failed(self, session: Session, failure: Failure) -> None:
         """A fault of our own."""
-        kind = type(failure.value).__name__
-        self._log.emit(events.Error(kind, f"session {session.id}", str(failure.value), failure.getTraceback()))
+        self._log.emit(events.Error.of(failure, f"session {session.id}"))
 
 
 def _peer(session: Session) -> str:

@@ -72,8 +72,7 @@ class Operations:
 
     def _failed(self, failure: Failure) -> None:
         if not failure.check(QueueError):  # the next poll finds it again
-            kind = type(failure.value).__name__
-            self._log.emit(events.Error(kind, "operations", str(failure.value), failure.getTraceback()))
+            self._log.emit(events.Error.of(failure, "operations"))
 
     async def _look_at(self, partition: int) -> None:
         while (owner := self._owner_of(partition)) is not None:

@@ -24,7 +24,7 @@ from relaycluster.policy.routing import (
     RouteTable,
 )
 from relaycluster.policy.trouble import LocalTrouble
-from relaycluster.smtp.client import TLSPolicy
+from relaycluster.smtp.client_events import TLSPolicy
 
 Shuffle = Callable[[list[Any]], None]
 

@@ -25,7 +25,7 @@ from relaycluster.node.means import Means
 from relaycluster.node.verdicts import FAULT, REPORTED, for_next_host, recipients_left, together, too_many
 from relaycluster.policy import trouble
 from relaycluster.policy.trouble import LocalTrouble
-from relaycluster.smtp.client import Transaction
+from relaycluster.smtp.client_events import Transaction
 
 if TYPE_CHECKING:
     from relaycluster.node.lane import Lane

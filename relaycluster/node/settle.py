@@ -150,9 +150,7 @@ class Settlement:
     def later(self, failure: Failure, again: Callable[[], object]) -> None:
         """Keep it, and try again soon: the queue is away, or full."""
         if not failure.check(QueueError):
-            self._log.emit(
-                events.Error(type(failure.value).__name__, "settle", str(failure.value), failure.getTraceback())
-            )
+            self._log.emit(events.Error.of(failure, "settle"))
         self._unwritten.append(again)
         if self._timer is None:
             self._timer = self._clock.callLater(WRITE_AGAIN_SECONDS, self.write_again)
@@ -196,9 +194,7 @@ class Settlement:
                 self.later(failure, lambda: self._attempt_to_settle(claim, pairs, history, True, tried))
                 return
             # A fault of our own would come again and again: the operator shall look at the item.
-            self._log.emit(
-                events.Error(type(failure.value).__name__, "settle", str(failure.value), failure.getTraceback())
-            )
+            self._log.emit(events.Error.of(failure, "settle"))
             self.set_aside(claim, "its outcome could not be recorded")
 
         done = Deferred.fromCoroutine(self._settle(claim, pairs, history, repeated, tried))
@@ -414,8 +410,7 @@ class Settlement:
         try:
             return self._sign(notice)
         except Exception as error:
-            place = f"signing the notice about {item.id}"
-            self._log.emit(events.Error(type(error).__name__, place, str(error), Failure().getTraceback()))
+            self._log.emit(events.Error.of(error, f"signing the notice about {item.id}"))
             return notice
 
     async def send_notice(self, partition: int, notice: Notice, item_id: str, kind: str) -> None:

@@ -12,7 +12,6 @@ from typing import Final
 
 from attrs import define
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.python.failure import Failure
 
 from relaycluster import events
 from relaycluster.events import EventLog
@@ -106,9 +105,8 @@ class FileWatch:
             path = error.filename if isinstance(error.filename, str) else ", ".join(subject.paths)
             self._refused(what, path, 0, f"cannot be read: {os.strerror(error.errno or 0)}")
         except Exception as error:
-            kind, text = type(error).__name__, str(error)
-            self._log.emit(events.Error(kind, f"reading {what}", text, Failure(error).getTraceback()))
-            self._refused(what, ", ".join(subject.paths), 0, f"{kind}: {text}")
+            self._log.emit(events.Error.of(error, f"reading {what}"))
+            self._refused(what, ", ".join(subject.paths), 0, f"{type(error).__name__}: {error}")
         else:
             subject.refused = False
             self._metrics.file_reloads[what, "applied"].inc()

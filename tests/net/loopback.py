@@ -20,7 +20,7 @@ from relaycluster.net.outbound import (
     Timeouts,
     connect,
 )
-from relaycluster.smtp.client import TLSPolicy, Transaction
+from relaycluster.smtp.client_events import TLSPolicy, Transaction
 from tests.net.scripted_server import ScriptedServer
 
 SETTINGS = OutboundSettings("relay.example.net", timeouts=Timeouts(connect_seconds=5))

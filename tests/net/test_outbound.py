@@ -29,7 +29,7 @@ from relaycluster.net.outbound import (
     connect,
 )
 from relaycluster.net.target import MOST_UNCHUNKED
-from relaycluster.smtp.client import TLSPolicy
+from relaycluster.smtp.client_events import TLSPolicy
 from relaycluster.smtp.client_states import State
 from tests.net.loopback import CONTENT, SETTINGS, LoopbackCase, chunks, transaction, turn
 from tests.net.scripted_server import GOOD, ScriptedServer, ScriptedSession, drop, hang, reset, stop_reading

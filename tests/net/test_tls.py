@@ -19,7 +19,7 @@ from relaycluster.mail import outcome
 from relaycluster.mail.outcome import Delivered, Stage
 from relaycluster.net.outbound import ConnectFailed, OutboundConnection, OutboundSettings, Timeouts, connect
 from relaycluster.net.tls import BROKEN_SECONDS, LONGEST_BROKEN_SECONDS, ClientTLS, NotTrusted, reason
-from relaycluster.smtp.client import TLSPolicy
+from relaycluster.smtp.client_events import TLSPolicy
 from tests.net.certificates import Authority, Issued
 from tests.net.loopback import CONTENT, LoopbackCase, chunks, transaction, turn
 from tests.net.scripted_server import ScriptedServer, ScriptedSession, drop, hang

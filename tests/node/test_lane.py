@@ -41,7 +41,7 @@ from relaycluster.policy.routing import DestinationSettings, HostPort
 from relaycluster.policy.suspension import Suspension, Suspensions
 from relaycluster.policy.text_pattern import TextPattern
 from relaycluster.policy.trouble import LOCAL_REPLIES, LocalTrouble, judge_local
-from relaycluster.smtp.client import Transaction
+from relaycluster.smtp.client_events import Transaction
 from tests.node.test_settle import RETRY
 from tests.node.world import PARTITIONS, World, counting, result
 from tests.support.replies import heard

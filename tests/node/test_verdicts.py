@@ -13,7 +13,8 @@ from relaycluster.policy.pace import SlowDown
 from relaycluster.policy.reply_rules import NO_RULES, ReplyRule, ReplyRules
 from relaycluster.policy.text_pattern import TextPattern
 from relaycluster.policy.trouble import LocalTrouble, broke_off, judge_local
-from relaycluster.smtp.client import ClientConversation, Finished, TLSPolicy, Transaction
+from relaycluster.smtp.client import ClientConversation
+from relaycluster.smtp.client_events import Finished, TLSPolicy, Transaction
 from tests.support.replies import heard
 
 BUSY = Deferred(heard("421 4.7.0 too fast"), Stage.MAIL, "mx")

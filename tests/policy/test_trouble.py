@@ -23,7 +23,8 @@ from relaycluster.policy.trouble import (
     status_of,
     was_said_by_host,
 )
-from relaycluster.smtp.client import ClientConversation, Ended
+from relaycluster.smtp.client import ClientConversation
+from relaycluster.smtp.client_events import Ended
 from tests.support.replies import heard
 
 STAGES_WITH_REPLIES = [stage for stage in Stage if stage not in (Stage.ROUTING, Stage.CONNECT)]

@@ -12,9 +12,8 @@ from relaycluster.mail.envelope import BodyType, Envelope, Notify, NotifyRequest
 from relaycluster.mail.outcome import Deferred, Delivered, Failed, Outcome, Stage
 from relaycluster.mail.reply import Reply
 from relaycluster.policy.trouble import was_said_by_host
-from relaycluster.smtp.client import (
-    ONE_WRITE,
-    ClientConversation,
+from relaycluster.smtp.client import ONE_WRITE, ClientConversation
+from relaycluster.smtp.client_events import (
     ContentWanted,
     Ended,
     Event,

@@ -8,7 +8,8 @@ from relaycluster.mail import outcome
 from relaycluster.mail.address import Address
 from relaycluster.mail.envelope import Envelope
 from relaycluster.mail.outcome import Delivered, Failed, Outcome, Stage
-from relaycluster.smtp.client import ONE_WRITE, ClientConversation, ContentWanted, Finished, TLSPolicy, Transaction
+from relaycluster.smtp.client import ONE_WRITE, ClientConversation
+from relaycluster.smtp.client_events import ContentWanted, Finished, TLSPolicy, Transaction
 from relaycluster.smtp.client_states import State
 
 LARGE = b"Subject: large\r\n\r\n" + b".dotted\r\n" * 10_000

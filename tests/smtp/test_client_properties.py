@@ -13,8 +13,8 @@ from relaycluster.mail.address import Address
 from relaycluster.mail.envelope import Envelope
 from relaycluster.mail.outcome import Delivered
 from relaycluster.mail.reply import Reply
-from relaycluster.smtp.client import (
-    ClientConversation,
+from relaycluster.smtp.client import ClientConversation
+from relaycluster.smtp.client_events import (
     ContentWanted,
     Ended,
     Event,
