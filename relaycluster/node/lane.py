@@ -331,8 +331,9 @@ class Lane:
             done = Deferred.fromCoroutine(send_rest(self, connection, claim, pairs, rest))
             done.addErrback(self.bug, claim)
             return
+        target = connection.target  # as it is ours: whoever has the connection next may mean another host by it
         self.done(connection)
-        conclude(self, claim, pairs, connection.target, gone)
+        conclude(self, claim, pairs, target, gone)
 
     def heard(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         """The outcomes as the failure policy and the reply rules see them; who asks for another pace is obeyed."""

@@ -145,9 +145,9 @@ async def send_rest(
             rest = too_many(some)
     except Exception:
         results.update(together(results, rest, _cut_short(lane, Failure())))
-    gone = not connection.usable
+    gone, target = not connection.usable, connection.target  # before somebody else has it
     lane.done(connection)
-    conclude(lane, claim, list(results.items()), connection.target, gone)
+    conclude(lane, claim, list(results.items()), target, gone)
 
 
 async def _elsewhere(

@@ -559,6 +559,36 @@ class LaneTest(SynchronousTestCase):
     def test_customers_of_one_provider_share_a_connection(self) -> None:
         """Each domain has a name of its own for the same host, and one connection is allowed: it is opened once, they take turns over it,
         and each delivery names the domain's own host."""
+        node = self.customers_of_one_provider()
+        items = {item.id: item for domain in ("a.example", "b.example") for item in node.queue(12, domain)}
+        for lane in node.lanes:
+            lane.wake()
+        while node.busy:
+            for connection in node.busy:
+                connection.answer()
+            node.world.advance(0.1)
+        delivered = {event["item"]: event["host"] for event in node.world.events("delivered")}
+        self.assertEqual(delivered, {each: f"{item.domain}.provider.example" for each, item in items.items()})
+        self.assertEqual(len(node.made), 1)
+
+    def test_a_host_that_refused_for_itself_is_not_asked_again_under_its_name(self) -> None:
+        """The connection over which it did is another domain's by then, and bears that one's name."""
+        node = self.customers_of_one_provider()
+        node.queue(1, "a.example")
+        node.queue(1, "b.example")
+        for lane in node.lanes:
+            lane.wake()
+        asked = []
+        for _ in range(10):
+            for connection in node.busy:
+                asked.append(connection.target.host)
+                full = outcome.Deferred(heard("452 4.3.1 out of disk"), Stage.MAIL, connection.target.host)
+                connection.answer(full if asked[-1].startswith("a.") else None)
+            node.world.advance(0.1)
+        self.assertEqual(asked, ["a.example.provider.example", "b.example.provider.example"])
+
+    def customers_of_one_provider(self) -> Node:
+        """Two domains that have names of their own for one host, which takes one connection."""
         node = Node(("a.example", "b.example"), connections=1)
 
         async def find(domain: str, settings: DestinationSettings) -> Route:
@@ -570,16 +600,7 @@ class LaneTest(SynchronousTestCase):
             return node.connection(target)
 
         node.find, node.at_once = find, limited  # type: ignore[method-assign]
-        items = {item.id: item for domain in ("a.example", "b.example") for item in node.queue(12, domain)}
-        for lane in node.lanes:
-            lane.wake()
-        while node.busy:
-            for connection in node.busy:
-                connection.answer()
-            node.world.advance(0.1)
-        delivered = {event["item"]: event["host"] for event in node.world.events("delivered")}
-        self.assertEqual(delivered, {each: f"{item.domain}.provider.example" for each, item in items.items()})
-        self.assertEqual(len(node.made), 1)
+        return node
 
     def test_rate(self) -> None:
         """At 10/s nothing is sent before its slot, and in no second more than the rate and its burst; about as many as are due."""
