@@ -14,6 +14,7 @@ from typing import Any, assert_never
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
 
 from relaycluster import events
 from relaycluster.mail import outcome
@@ -163,6 +164,8 @@ class Lane:
         means, waiting = self.means, self.waiting
         now = self.used_seconds = means.clock.seconds()
         opening = self.opening
+        if waiting and (rest_seconds := opening.rest_seconds(now)) > 0:
+            self.put_back(rest_seconds)
         while waiting:
             connection = opening.idle_connection(now)
             if connection is None:
@@ -268,6 +271,14 @@ class Lane:
 
     def _send(self, connection: OutboundConnection, claim: Claim, good_until: float) -> None:
         self.carrying.add(connection)
+        try:
+            sending = self._begin(connection, claim, good_until)
+        except Exception:  # it is in nobody's hands yet
+            self._bug_in_sending(Failure(), claim, connection)
+        else:
+            sending.addErrback(self._bug_in_sending, claim, connection)
+
+    def _begin(self, connection: OutboundConnection, claim: Claim, good_until: float) -> Deferred[None]:
         if (
             (self.pace is None or good_until >= self.used_seconds)
             and claim.content is not None
@@ -279,12 +290,8 @@ class Lane:
             transaction = Transaction(item.envelope, claim.content, item.size, partial(means.proves, claim.token))
             if not connection.needs_seven_bit(transaction):
                 sent = connection.send(transaction)
-                sent.addCallback(self.sent, connection, claim, item.envelope.recipients, means.clock.seconds())
-                sent.addErrback(self._bug_in_sending, claim, connection)
-                return
-        Deferred.fromCoroutine(send_slowly(self, connection, claim, good_until)).addErrback(
-            self._bug_in_sending, claim, connection
-        )
+                return sent.addCallback(self.sent, connection, claim, item.envelope.recipients, means.clock.seconds())
+        return Deferred.fromCoroutine(send_slowly(self, connection, claim, good_until))
 
     def sent(
         self,
@@ -356,6 +363,7 @@ class Lane:
                 now = means.clock.seconds()
                 in_use = max(len(self.carrying), means.crowd.open(self.limit))
                 group.become(group.window.slowed(in_use, now, means.jitter()))
+                means.pool.retire_idle(self.limit, every=True)  # after the rest there are fewer
                 seconds = self.opening.closed_seconds(now)
             case Suspend():
                 self.means.suspend(self.limit, pace.seconds, str(said.reply))
@@ -377,13 +385,14 @@ class Lane:
         target, done = connection.target, connection.transactions_done
         # While others wait for a place, they get it after a few messages: a long queue does not shut out a short one, and what a new
         # connection costs is shared among a few.
+        now = self.used_seconds = means.clock.seconds()
         if (
             waiting
             and connection.usable
+            and not self.opening.rest_seconds(now)
             and done < self.settings.messages_per_connection
             and (not done or done % TURN or not self._is_wanted(target))
         ):
-            self.used_seconds = means.clock.seconds()
             claim, good_until = waiting.popleft()
             self._send(connection, claim, good_until)
             if self.claiming.more or waiting:
@@ -402,6 +411,8 @@ class Lane:
         """The connection is the pool's again."""
         limit = connection.target.limit
         # One that only this domain can use ends when the partition is another node's: the new owner opens its own.
-        is_left_behind = limit == self.domain and self.means.owner_of(self.partition) is None
-        self.means.pool.release(connection, 0 if is_left_behind else self.settings.messages_per_connection)
+        ends = limit == self.domain and self.means.owner_of(self.partition) is None
+        # While the provider wants rest, all end: afterwards there are fewer.
+        ends = ends or self.opening.rest_seconds(self.means.clock.seconds()) > 0
+        self.means.pool.release(connection, 0 if ends else self.settings.messages_per_connection)
         self.means.crowd.freed(limit)

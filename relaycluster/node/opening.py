@@ -78,6 +78,11 @@ class Opening:
             return 0.0
         return max(reach.window.closed_seconds(now), group.window.closed_seconds(now))
 
+    def rest_seconds(self, now: float) -> float:
+        """How long the provider wants nothing at all, also over connections that stand."""
+        group = self.group
+        return max(0.0, group.window.resting_until_seconds - now) if group.troubled else 0.0
+
     def try_now(self, now: float) -> None:
         """An operator wants to know whether the hosts can be reached now. A rest that a provider asked for stays."""
         self.reach.become(self.reach.window.probed_at_once(now))

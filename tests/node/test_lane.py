@@ -99,7 +99,10 @@ class FakeConnection(OutboundConnection):
         return self.sent[-1][2] if self.busy and not self.transactions_done else None
 
     def give_up(self, reply: Reply) -> None:
-        self.answer(outcome.Deferred(reply, Stage.MAIL, self.target.host), stays=False)
+        if self.busy:
+            self.answer(outcome.Deferred(reply, Stage.MAIL, self.target.host), stays=False)
+        else:
+            self.go()
 
     def stale(self) -> None:
         """The server had let go of it."""
@@ -810,6 +813,71 @@ class LaneTest(SynchronousTestCase):
                 connection.answer()
             self.assertTrue(len(node.busy) <= 4)
         self.assertEqual({each.target.host for each in node.made}, {"mx1.example"})
+
+    def test_slow_down_over_connections_that_stay(self) -> None:
+        """Half of them after the rest, as when they had been closed with the reply."""
+        node = Node(connections=8)
+        node.rules = ReplyRules([ReplyRule("r", TextPattern("rate limit"), SlowDown())])
+        node.at_once = node.connection
+        node.queue(400)
+        node.lane.wake()
+        while len(node.busy) < 8:
+            node.busy[0].answer()
+        asked = evolve(LATER, reply=heard("450 4.7.0 rate limit"), stage=Stage.MAIL)
+        for connection in node.busy:
+            connection.answer(asked)
+        self.assertEqual((node.busy, node.lane.in_hand), ([], 0))
+        node.world.advance(5.5)
+        self.assertNotEqual(node.busy, [])
+        for _ in range(30):
+            for connection in node.busy:
+                connection.answer()
+            self.assertTrue(len(node.busy) <= 4)
+
+    def test_slow_down_is_kept_by_all_lanes_of_the_limit(self) -> None:
+        """Who heard it is one of ten domains: while the provider rests nothing is begun for any of them, over no connection."""
+        domains = [f"d{n}.example" for n in range(10)]
+        for stays in (False, True):
+            node = Node(domains, connections=2, name="L")
+            node.rules = ReplyRules([ReplyRule("r", TextPattern("rate limit"), SlowDown())])
+            node.at_once = node.connection
+            for domain in domains:
+                node.queue(10, domain)
+            for lane in node.lanes:
+                lane.wake()
+            node.world.advance(0.2)
+            asked = evolve(LATER, reply=heard("421 4.7.0 rate limit"), stage=Stage.MAIL)
+            began = sum(len(each.sent) for each in node.made)
+            for connection in node.busy:
+                connection.answer(asked, stays=stays)
+            node.world.advance(3.5)
+            self.assertEqual((sum(len(each.sent) for each in node.made), node.busy), (began, []))
+            node.world.advance(3)
+            self.assertNotEqual(node.busy, [])
+
+    def test_a_fault_in_beginning_the_next(self) -> None:
+        """It is that claim's, which is tried again; not the claim's whose connection it would have had."""
+        node = Node(connections=1)
+        first, second, third = node.queue(3)
+        node.lane.wake()
+        send = FakeConnection.send
+
+        def faulty(connection: FakeConnection, transaction: Transaction) -> Deferred[Any]:
+            if transaction.envelope is second.envelope and not node.world.events("error"):
+                raise RuntimeError("a bug")
+            return send(connection, transaction)
+
+        self.patch(FakeConnection, "send", faulty)
+        node.opened().answer()
+        node.work_off()
+        self.assertEqual(node.done(), {first.id, third.id})
+        self.assertEqual(node.world.partition().items[second.id].attempts, 1)
+        for _ in range(200):
+            node.world.advance(10)
+            node.lane.wake()
+            node.work_off()
+        self.assertEqual(node.done(), {first.id, second.id, third.id})
+        self.assertEqual(node.hands.held, set())
 
     def test_suspend(self) -> None:
         """A rule that suspends: the cluster is told, what waits goes back, and nothing is claimed until it is over."""
