@@ -221,6 +221,15 @@ class Node:
         self.made.append(FakeConnection(target, clock=self.world.clock))
         return self.made[-1]
 
+    def up_to(self, most: int) -> Callable[[Target], Any]:
+        """Attempts succeed at once, while fewer connections than so many stand."""
+
+        def attempt(target: Target) -> Any:
+            standing = sum(not each.is_gone for each in self.made)
+            return self.connection(target) if standing < most else LimitReached("L")
+
+        return attempt
+
     def opened(self) -> FakeConnection:
         """The oldest attempt succeeds."""
         target, attempt = self.attempts.pop(0)
@@ -541,13 +550,7 @@ class LaneTest(SynchronousTestCase):
     def test_lanes_of_one_limit_take_turns(self) -> None:
         """Two domains share one connection's worth of limit: a long queue does not shut out a short one."""
         node = Node(("a.example", "b.example"), connections=1)
-
-        def limited(target: Target) -> Any:
-            if any(not each.is_gone for each in node.made):
-                return LimitReached("L")
-            return node.connection(target)
-
-        node.at_once = limited
+        node.at_once = node.up_to(1)
         node.queue(30, "a.example")
         short = node.queue(2, "b.example")
         for lane in node.lanes:
@@ -597,12 +600,7 @@ class LaneTest(SynchronousTestCase):
         async def find(domain: str, settings: DestinationSettings) -> Route:
             return Route((Target(f"{domain}.provider.example", "192.0.2.9", limit="L"),), float("inf"))
 
-        def limited(target: Target) -> Any:
-            if any(not each.is_gone for each in node.made):
-                return LimitReached("L")
-            return node.connection(target)
-
-        node.find, node.at_once = find, limited  # type: ignore[method-assign]
+        node.find, node.at_once = find, node.up_to(1)  # type: ignore[method-assign]
         return node
 
     def test_rate(self) -> None:
@@ -840,7 +838,7 @@ class LaneTest(SynchronousTestCase):
         for stays in (False, True):
             node = Node(domains, connections=2, name="L")
             node.rules = ReplyRules([ReplyRule("r", TextPattern("rate limit"), SlowDown())])
-            node.at_once = node.connection
+            node.at_once = node.up_to(2)
             for domain in domains:
                 node.queue(10, domain)
             for lane in node.lanes:
@@ -848,10 +846,11 @@ class LaneTest(SynchronousTestCase):
             node.world.advance(0.2)
             asked = evolve(LATER, reply=heard("421 4.7.0 rate limit"), stage=Stage.MAIL)
             began = sum(len(each.sent) for each in node.made)
-            for connection in node.busy:
-                connection.answer(asked, stays=stays)
-            node.world.advance(3.5)
-            self.assertEqual((sum(len(each.sent) for each in node.made), node.busy), (began, []))
+            for _ in range(35):
+                for connection in node.busy:
+                    connection.answer(asked, stays=stays)
+                node.world.advance(0.1)
+            self.assertEqual(sum(len(each.sent) for each in node.made), began)
             node.world.advance(3)
             self.assertNotEqual(node.busy, [])
 
