@@ -20,6 +20,7 @@ from relaycluster.interfaces import IThrottle, QueueError
 from relaycluster.metrics import Metrics
 from relaycluster.net import outbound
 from relaycluster.net.dns_client import ClientSettings
+from relaycluster.net.local_addresses import is_local
 from relaycluster.net.outbound import OutboundConnection, OutboundSettings, Target
 from relaycluster.net.pool import ConnectionPool
 from relaycluster.net.resolver import Resolver, system_servers
@@ -78,13 +79,13 @@ class Back:
         self._resolver = Resolver(
             reactor, reactor, ClientSettings(servers), secrets.randbits, lambda: bool(secrets.randbits(1))
         )
-        routes = Routes(
+        self._routes = Routes(
             self._resolver,
             random.SystemRandom().shuffle,
-            frozenset({config.node.hostname}),
-            settings_of.own_listeners(config),
+            settings_of.own_listeners(config, is_local),
             reactor.seconds,
         )
+        self._routes.know(settings_of.own_names(config))
         self._allowance = NoticeAllowance(throttle, config.delivery.notices_per_sender)
         self.settlement = Settlement(
             reactor,
@@ -114,7 +115,7 @@ class Back:
             self._partitions,
             self._pool,
             self._crowd,
-            routes,
+            self._routes,
             self._table,
             self.settlement,
             metrics,
@@ -166,6 +167,7 @@ class Back:
         self._table = config.routes()
         self._rules = config.rules()
         self._allowance.use(config.delivery.notices_per_sender)
+        self._routes.know(settings_of.own_names(config))
         self.delivery.use(self._table)
         self.settlement.use(settings_of.retry(config))
 
@@ -223,6 +225,7 @@ class Back:
         """The cluster as it is now, with us in it."""
         incarnation = self._heart.member.incarnation
         self._limits.see(incarnation)
+        self._routes.know(member.hostname for member in snapshot.members)
         self._suspensions.see(snapshot.suspensions).addErrback(lambda failure: failure.trap(QueueError))
         self._partitions.see(snapshot, incarnation)
 

@@ -70,18 +70,26 @@ def tls_for(host: str, ca_file: str) -> Any:
     )
 
 
-def own_listeners(config: Config) -> Callable[[str, int], bool]:
-    """Whether a connection to an address and port would come to one of our own listeners."""
-    own = {(str(listener.address.host), listener.address.port) for listener in config.listener}
+def own_names(config: Config) -> set[str]:
+    """The names under which this node presents itself."""
+    sources = [config.delivery.source_addresses, *(each.source_addresses or () for each in config.destination)]
+    return {config.node.hostname} | {each.hostname for of_one in sources for each in of_one if each.hostname}
+
+
+def own_listeners(config: Config, is_local: Callable[[str], bool]) -> Callable[[str, int], bool]:
+    """Whether a connection to an address and port would come to one of our own listeners. `is_local` tells whether an address is this
+    machine's."""
+    opened = config.listener if "edge" in config.node.roles else ()
+    own = {(str(listener.address.host), listener.address.port) for listener in opened}
     anywhere = {port for host, port in own if ip_address(host).is_unspecified}
 
     def is_own(address: str, port: int) -> bool:
         if (address, port) in own:
             return True
         there = ip_address(address)
-        # Unspecified means this machine; what listens everywhere listens on loopback, too.
+        # Unspecified means this machine; what listens everywhere listens on each of its addresses.
         return (there.is_unspecified and any(port == each for _, each in own)) or (
-            there.is_loopback and port in anywhere
+            port in anywhere and (there.is_loopback or is_local(address))
         )
 
     return is_own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, assert_never
 
 from attrs import frozen
@@ -74,27 +74,30 @@ def _route(hosts: Sequence[list[list[Target]]], until_seconds: float, settings: 
 
 
 class Routes:
-    """Finds routes. `own_names` are host names of this cluster, `is_own` tells whether an address and port is a listener of ours;
-    `shuffle` works in place, as `random.shuffle`."""
+    """Finds routes. `is_own` tells whether an address and port is a listener of ours; `shuffle` works in place, as `random.shuffle`."""
 
     def __init__(
         self,
         resolver: IMXResolver,
         shuffle: Shuffle,
-        own_names: frozenset[str],
         is_own: Callable[[str, int], bool],
         seconds: Callable[[], float],
     ) -> None:
         self._is_own = is_own
         self._resolver = resolver
         self._shuffle = shuffle
-        self._own_names = own_names
+        self._own_names: set[str] = set()
         self._seconds = seconds
         self._table: RouteTable | None = None
 
     def use(self, table: RouteTable) -> None:
         """Whose settings hold where the domain's hosts decide it, from the next question on."""
         self._table = table
+
+    def know(self, names: Iterable[str]) -> None:
+        """Host names of this cluster: an exchanger of such a name is ourselves. They stay known, since a node that is not there just
+        now comes back under its name."""
+        self._own_names.update(name.lower().removesuffix(".") for name in names)
 
     def is_placed(self, domain: str) -> bool:
         """Whether the domain's name alone says which settings hold."""

@@ -113,6 +113,43 @@ def test_a_balancer_is_no_client(tmp_path: Path) -> None:
     assert [str(network) for network in trusted] == ["10.0.0.0/8"]
 
 
+def test_where_we_listen(tmp_path: Path) -> None:
+    """A listener on every address is on each of this machine's, of both families, at its own port; another on its address alone."""
+    ours = {"198.51.100.1", "2001:db8::1"}
+    is_own = settings.own_listeners(read(tmp_path, BASE), ours.__contains__)
+    for address in (*ours, "127.0.0.1", "::1", "0.0.0.0"):
+        assert is_own(address, 25), address
+        assert not is_own(address, 26), address
+    assert is_own("127.0.0.1", 2525)
+    assert not is_own("198.51.100.1", 2525)
+    assert not is_own("198.51.100.2", 25)
+    assert not is_own("2001:db8::2", 25)
+    by_ipv6 = settings.own_listeners(read(tmp_path, '[[listener]]\naddress = "[::]:25"\n'), ours.__contains__)
+    assert all(by_ipv6(address, 25) for address in ours)
+
+
+def test_without_the_edge_nothing_listens(tmp_path: Path) -> None:
+    """The listeners of a file that all nodes share are not those of a node that delivers only: somebody else may be there."""
+    is_own = settings.own_listeners(read(tmp_path, BASE + '[node]\nroles = ["delivery"]\n'), lambda _: True)
+    assert not is_own("198.51.100.1", 25)
+    assert not is_own("127.0.0.1", 2525)
+
+
+def test_our_names(tmp_path: Path) -> None:
+    """The host name, and what is said in EHLO from each source."""
+    text = """
+[delivery]
+source_addresses = ["192.0.2.1 Mail1.example.net", "192.0.2.2"]
+[[destination]]
+match = ["a.test"]
+[[destination]]
+match = ["b.test"]
+source_addresses = ["192.0.2.3 mail3.example.net"]
+"""
+    names = settings.own_names(read(tmp_path, BASE + text))
+    assert names == {"host.example.net", "mail1.example.net", "mail3.example.net"}
+
+
 RELOADABLE = [
     ("192.0.2.0/24", "198.51.100.0/24"),
     ("example.net", "example.org"),

@@ -60,11 +60,15 @@ def route(
     exchangers: Mapping[str, tuple[int, AddressAnswer]],
     settings: DestinationSettings | None = None,
     shuffle: Callable[[list[Any]], None] = unmoved,
+    known: Sequence[Sequence[str]] = (),
 ) -> Route | NoRoute:
-    """The route to a domain with these exchangers, their preferences and addresses; one address is ours."""
+    """The route to a domain with these exchangers, their preferences and addresses; one address is ours, and the names that were
+    `known` one after the other."""
     records = [MX(preference, host) for host, (preference, _) in exchangers.items()]
     resolver = Answers(records, {host: answer for host, (_, answer) in exchangers.items()})
-    routes = Routes(resolver, shuffle, frozenset(), lambda address, _port: address == OURS, lambda: 0.0)
+    routes = Routes(resolver, shuffle, lambda address, _port: address == OURS, lambda: 0.0)
+    for names in known:
+        routes.know(names)
     found = run(routes.find("d.example", settings or DestinationSettings()))
     assert isinstance(found, Route | NoRoute)
     return found
@@ -91,6 +95,23 @@ class RoutesTest(SynchronousTestCase):
             assert isinstance(found, NoRoute)
             self.assertEqual((type(found.outcome), found.outcome.reply.enhanced), (outcome.Failed, "5.4.6"))
             exchangers["first.example"] = (10, at("192.0.2.1"))
+
+    def test_ourselves_by_name(self) -> None:
+        """RFC 5321 5.1: an exchanger that is another node of the cluster is ourselves, however its name is written, and also after it
+        left: whoever is not preferred to it goes, and whoever is stays."""
+        exchangers = {
+            "primary.example": (10, at("192.0.2.1")),
+            "mx1.example": (20, at("192.0.2.2")),
+            "mx2.example": (30, at("192.0.2.3")),
+        }
+        self.assertEqual(hosts_of(route(exchangers)), list(exchangers))
+        both = ["MX1.example.", "mx2.example"]
+        for known in ([both], [["mx2.example"], both], [both, ["mx2.example"]], [both, []]):
+            self.assertEqual(hosts_of(route(exchangers, known=known)), ["primary.example"])
+        self.assertEqual(hosts_of(route(exchangers, known=[["mx2.example"]])), ["primary.example", "mx1.example"])
+        found = route({"mx1.example": exchangers["mx1.example"]}, known=[both])
+        assert isinstance(found, NoRoute)
+        self.assertEqual((type(found.outcome), found.outcome.reply.enhanced), (outcome.Failed, "5.4.6"))
 
     def test_backup_of_a_host_that_is_not_known_just_now(self) -> None:
         """We are the backup; the primary's address cannot be looked up, or no source fits it: the mail waits and is not bounced."""
