@@ -263,9 +263,7 @@ class Resolver:
             mixed = alternate(found6, found4) if leads_v6 else alternate(found4, found6)
             proven = all(found.authenticated for found in (v6, v4) if isinstance(found, Found) and found.addresses)
             return Addresses(mixed, lifetime, proven), lifetime
-        if isinstance(v6, NoName) or isinstance(v4, NoName):  # that holds for all types (RFC 2308 2.1)
-            return NoAddress(), lifetime
-        if trouble is not None:
+        if trouble is not None:  # also beside "no such name", which some servers say of AAAA alone (RFC 4074 4.2)
             return DNSTrouble(f"addresses of {name}: {trouble.reason}"), keep.trouble_seconds
         return NoAddress(), lifetime
 

@@ -221,6 +221,32 @@ class AddressTests(ResolverCase):
         dns = self.serve("h.test SERVFAIL A", "h.test MX 10 a.test")
         self.assertIsInstance(await self.resolver(dns).addresses("h.test"), DNSTrouble)
 
+    async def test_no_such_name_in_one_family_and_trouble_with_the_other(self) -> None:
+        """RFC 4074 4.2: servers that know no AAAA say that the name does not exist. Whether it does is not known while the other lookup
+        fails, or hears nothing: such mail waits."""
+        dns = self.serve(
+            *("six.test NXDOMAIN AAAA", "six.test SERVFAIL A", "four.test NXDOMAIN A", "four.test SERVFAIL AAAA"),
+            *("mute.test NXDOMAIN AAAA", "mute.test TIMEOUT A"),
+        )
+        resolver = self.resolver(dns)
+        for name in ("six.test", "four.test"):
+            answer = await resolver.addresses(name)
+            self.assertIsInstance(answer, DNSTrouble)
+            self.assertIn("SERVFAIL", answer.reason)
+        self.assertIsInstance(await resolver.mx("six.test"), DNSTrouble)
+        lookup = resolver.addresses("mute.test")
+        while len(self.clock.getDelayedCalls()) > 2:
+            await self.turn()  # until the AAAA answer is here: the deadline of A and of its only try are left
+        self.clock.pump([1.0] * 10)
+        self.assertIsInstance(await lookup, DNSTrouble)
+
+    async def test_no_such_name_in_one_family(self) -> None:
+        """With an address in the other family that one counts; with an empty answer there is none."""
+        dns = self.serve("h.test NXDOMAIN AAAA", "h.test A 127.0.0.2", "e.test NXDOMAIN AAAA", "e.test MX 10 a.test")
+        resolver = self.resolver(dns)
+        self.assertEqual((await resolver.addresses("h.test")).addresses, ("127.0.0.2",))
+        self.assertEqual(await resolver.addresses("e.test"), NoAddress())
+
     async def test_both_families_are_asked_for_at_once(self) -> None:
         """Neither waits for the other."""
         dns = self.serve("h.test TIMEOUT")
