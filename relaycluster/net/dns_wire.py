@@ -52,7 +52,8 @@ class Question:
 @frozen
 class Found:
     """Records of the wanted type: `exchangers` by rising preference, or `addresses`, those that can be used. Both are
-    empty when every record is unusable. `ttl_seconds` is the smallest on the way, CNAMEs included."""
+    empty when every record is unusable. `ROOT` is an exchanger only where it is the only record, as RFC 7505 3 wants
+    it. `ttl_seconds` is the smallest on the way, CNAMEs included."""
 
     exchangers: tuple[MX, ...]
     addresses: tuple[str, ...]
@@ -195,17 +196,21 @@ def _nothing(message: dns.Message, question: Question, owner: bytes, ttl: int, n
 
 def _found(records: list[dns.RRHeader], ttl: int, authenticated: bool) -> Found:
     exchangers: set[MX] = set()
+    named: set[tuple[int, str]] = set()
     addresses: dict[str, None] = {}
     for record in records[: 10 * MOST_RECORDS]:
         payload = record.payload
         if isinstance(payload, dns.Record_MX):
             host = _text(payload.name.name.lower()) or ROOT
-            if host == ROOT or is_host_name(host):
+            named.add((payload.preference, host))
+            if is_host_name(host):
                 exchangers.add(MX(payload.preference, host))
         elif isinstance(payload, dns.Record_A):
             addresses[payload.dottedQuad()] = None
         elif isinstance(payload, dns.Record_AAAA):
             addresses[inet_ntop(AF_INET6, payload.address)] = None
+    if len(named) == 1:  # counted with the impossible ones: beside those, too, "." is a mistake and no refusal
+        exchangers.update(MX(preference, host) for preference, host in named if host == ROOT)
     return Found(
         tuple(sorted(exchangers)[:MOST_RECORDS]),
         tuple(address for address in addresses if is_usable_address(address))[:MOST_RECORDS],

@@ -213,11 +213,10 @@ class Resolver:
         lifetime = self._lifetime_seconds(found)
         match found:
             case Found():
-                named = tuple(record for record in found.exchangers if record.host != ROOT)
-                if named:
-                    return Exchangers(named, lifetime, authenticated=found.authenticated), lifetime
-                if found.exchangers:
+                if found.exchangers and found.exchangers[0].host == ROOT:
                     return NullMX(), lifetime
+                if found.exchangers:
+                    return Exchangers(found.exchangers, lifetime, authenticated=found.authenticated), lifetime
                 trouble = DNSTrouble(f"MX of {name}: no record names a possible host")
                 return trouble, min(lifetime, keep.most_negative_seconds)
             case NoData():

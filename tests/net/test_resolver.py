@@ -100,13 +100,18 @@ class MXMeaningTests(ResolverCase):
             self.assertIsInstance(resolver.cached_addresses(name), Addresses)
 
     async def test_null_mx(self) -> None:
-        """RFC 7505: a lone "." refuses mail, though the domain has an address; beside other records it does not."""
-        dns = self.serve("null.test MX 0 .", "null.test A 127.0.0.2", "odd.test MX 0 .", "odd.test MX 10 a.test")
+        """RFC 7505: a lone "." refuses mail, though the domain has an address; beside other records it does not,
+        not even beside one that can be no host."""
+        dns = self.serve(
+            *("null.test MX 0 .", "null.test A 127.0.0.2", "odd.test MX 0 .", "odd.test MX 10 a.test"),
+            *("wrong.test MX 0 .", "wrong.test MX 10 192.0.2.1"),
+        )
         resolver = self.resolver(dns)
         self.assertEqual(await resolver.mx("null.test"), NullMX())
         self.assertEqual(dns.count("null.test", "A"), 0)
         answer = await resolver.mx("odd.test")
         self.assertEqual(answer, Exchangers((MX(10, "a.test"),), 300))
+        self.assertIsInstance(await resolver.mx("wrong.test"), DNSTrouble)
 
     async def test_no_such_domain(self) -> None:
         """NXDOMAIN; and a name that is there without MX and addresses, which says that it exists."""

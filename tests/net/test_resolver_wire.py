@@ -167,11 +167,22 @@ def test_truncated() -> None:
     assert read_packet(packet(MX_OF_EXAMPLE, mx(1, "a.test"), tc=1), MX_OF_EXAMPLE, ID) == Truncated()
 
 
-def test_impossible_exchangers_are_left_out_and_null_mx_is_kept() -> None:
-    """An address is no host name (RFC 5321 5.1); "." stays for the reader of the records to judge (RFC 7505)."""
+def test_impossible_exchangers_are_left_out() -> None:
+    """An address is no host name (RFC 5321 5.1)."""
     answers = (mx(1, "192.0.2.1"), mx(2, "bad host.test"), mx(3, "good.test"), mx(4, "."))
     reading = read_packet(packet(MX_OF_EXAMPLE, *answers), MX_OF_EXAMPLE, ID)
-    assert reading == Found((routing.MX(3, "good.test"), routing.MX(4, ".")), (), 300, False)
+    assert reading == Found((routing.MX(3, "good.test"),), (), 300, False)
+
+
+def test_null_mx_is_kept_where_it_is_alone() -> None:
+    """RFC 7505 3: "." is null MX as the only record, whatever its preference and however often the packet has it; beside any other,
+    possible or not, it is none."""
+    for alone in ((mx(0, "."),), (mx(7, "."),), (mx(0, "."), mx(0, "."))):
+        preference = alone[0].rdata.preference
+        reading = read_packet(packet(MX_OF_EXAMPLE, *alone), MX_OF_EXAMPLE, ID)
+        assert reading == Found((routing.MX(preference, dns_wire.ROOT),), (), 300, False)
+    for beside in (mx(10, "192.0.2.1"), mx(0, "bad host.test"), mx(5, ".")):
+        assert read_packet(packet(MX_OF_EXAMPLE, mx(0, "."), beside), MX_OF_EXAMPLE, ID) == Found((), (), 300, False)
 
 
 def test_records_are_bounded() -> None:
