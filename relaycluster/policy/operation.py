@@ -57,7 +57,7 @@ def release(place: Partition, act: Act, now_ms: int) -> str:
 
 
 def requeue(place: Partition, act: Act, seen: Item, reset: bool, now_ms: int) -> str:
-    """waiting → waiting, due now; with `reset` as if it had never been tried."""
+    """waiting → waiting, due now at the latest; with `reset` as if it had never been tried."""
     item_id = act.subject
     state = _state(place, item_id)
     if state != "waiting":
@@ -66,7 +66,7 @@ def requeue(place: Partition, act: Act, seen: Item, reset: bool, now_ms: int) ->
         return "changed"
     if reset:
         place.items[item_id] = evolve(seen, attempts=0)
-    place.waiting[item_id] = now_ms
+    place.waiting[item_id] = min(place.waiting[item_id], now_ms)  # what is due keeps its place in line
     tell(place, act, item_id)
     return "done"
 

@@ -159,6 +159,25 @@ class OperatorContract:
         claim = await self.claim_one(owner, 300)
         self.assertEqual(claim.item, evolve(again, attempts=0))
 
+    async def test_due_now_is_never_later(self) -> None:
+        """Whoever hurries what is due already does not send it to the end of the line: by requeue, with and without reset, flush, and a
+        release of what is not held."""
+        items, owner = [an_item(9 - number) for number in range(3)], await self.own()
+        for item in items:
+            await self.queue.enqueue(item, b"x", None)
+            await self.backend.advance(1000)
+        operator = self.backend.operator
+        before = [each.at_ms for item in items for each in await operator.show(item.id)]
+        for reset in (False, True):
+            (shown,) = await operator.show(items[0].id)
+            self.assertEqual(await operator.requeue(shown, reset, WHO, WHY), Operated.DONE)
+            self.assertEqual(await self.backend.violations(), [])
+        await operator.flush("example.com", WHO, WHY)
+        await self.act("release", items[0])
+        self.assertEqual([each.at_ms for item in items for each in await operator.show(item.id)], before)
+        claims = await self.queue.claim(owner, "example.com", 5, 100)
+        self.assertEqual([claim.item for claim in claims], items)
+
     async def test_bounce(self) -> None:
         """The owner gets it with its reason, under a token of its own, and settles it; nobody sends it meanwhile, also not after the
         owner died with it in hand, or gave it back."""
