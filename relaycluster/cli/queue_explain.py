@@ -91,7 +91,15 @@ async def explain(cluster: Cluster, subject: str, no_dns: bool) -> Answer:
             console.print(f"{shown.item.id}, {shown.state.value}", soft_wrap=True)
             _show(console, known, reasons)
 
-    entries = [{**item_json(shown, names), **_json(known), "reasons": reasons} for shown, known, reasons in explained]
+    entries = [
+        {
+            **_json(known),
+            "domain_last_reply": known.state.last_reply,
+            **item_json(shown, names),  # last: what is said of the item is its own
+            "reasons": reasons,
+        }
+        for shown, known, reasons in explained
+    ]
     return Answer({"items": entries}, show, 0 if explained else 1)
 
 

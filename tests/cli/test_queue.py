@@ -200,6 +200,24 @@ def test_explain(world: World) -> None:
     assert "nothing waits" in why("example.org")
 
 
+def test_explain_tells_an_item_from_its_domain(world: World) -> None:
+    """All that `show` says of an item it says, too, with the same words, also after another item of the domain was deferred with others;
+    what holds for the domain stands beside it, and only there where a domain is asked for."""
+    fuller = evolve(world.leased.item, attempts=1, last_reply="452 4.2.2 mailbox full")
+    done(world.queue.defer(world.leased, fuller, 900_000, None))
+    identifier = world.items[0].id
+    (shown_item,) = world.run(queue_looking.show_item, identifier=identifier).json["items"]
+    answer = world.run(queue_explain.explain, subject=identifier, no_dns=True)
+    (explained,) = answer.json["items"]
+    assert shown_item["last_reply"] == HOSTILE
+    assert {name: explained[name] for name in shown_item} == shown_item
+    domain = world.run(queue_explain.explain, subject="example.com", no_dns=True).json
+    assert (explained["domain_last_reply"], domain["last_reply"]) == (fuller.last_reply, fuller.last_reply)
+    common = domain.keys() - {"reasons", "last_reply"}
+    assert {name: explained[name] for name in common} == {name: domain[name] for name in common}
+    assert "it was deferred last with: 451 4.7.1" in " ".join(shown(answer, 1000).split())
+
+
 def test_explain_what_the_owner_knows(world: World) -> None:
     """Dead hosts, a rest, a used-up rate, a provider's suspension that the configuration alone does not tell: each in words that fit, and never
     another's; obstacles first, also where nothing waits but what is held or in hand."""
