@@ -166,7 +166,7 @@ class MemoryOperator:
             sum(due <= now for due in dues.values()),
             place.index().get(domain, 0),
             pause if pause is not None and pause.until_ms > now else None,
-            min((queue_id.time_ms(item_id) for item_id in dues), default=0),
+            min((place.items[item_id].arrived_ms for item_id in dues), default=0),
             True,
             text,
             said,

@@ -418,6 +418,26 @@ class OperatorContract:
         self.assertEqual(await ids(before_ms=1_600_000_000_000), [])
         self.assertEqual(len(await ids(3)), 3)
 
+    async def test_the_oldest_is_the_one_that_arrived_first(self) -> None:
+        """A notice's id has the time of the message that it tells of, days before the notice came to be: what counts is when an item
+        arrived, be there one notice alone, or many with older mail behind them."""
+        start, day = 1_700_000_000_000, 86_400_000
+
+        async def oldest() -> tuple[int, bool]:
+            state = await self.backend.operator.domain("example.com")
+            return state.oldest_ms - start, state.oldest_exact
+
+        await self.queue.enqueue(an_item(0, arrived_ms=start + 5 * day), b"x", None)
+        self.assertEqual(await oldest(), (5 * day, True))
+        for number in range(1, 15):
+            await self.queue.enqueue(an_item(number, arrived_ms=start + 5 * day - number), b"x", None)
+        self.assertEqual(await oldest(), (5 * day - 14, True))
+        for days, late in ((4, 900), (3, 2000), (2, 700)):
+            await self.queue.enqueue(an_item(days * day, arrived_ms=start + days * day + late), b"x", None)
+        self.assertEqual(await oldest(), (2 * day + 700, True))
+        (state,) = await self.backend.operator.domains(5)
+        self.assertEqual(state, await self.backend.operator.domain("example.com"))
+
     async def test_queues_in_numbers(self) -> None:
         """The largest first; what is ready, when the next is due, the oldest arrival, the last reply and when, and the owner."""
         owner = await self.own()
@@ -433,7 +453,7 @@ class OperatorContract:
         first, second = states
         self.assertEqual((first.last_reply, second.last_reply), ("451 4.7.1 dö", ""))
         self.assertTrue(0 < first.last_reply_ms <= self.queue.now_ms())
-        self.assertEqual((first.oldest_ms, first.oldest_exact), (1_700_000_000_001, True))
+        self.assertEqual((first.oldest_ms, first.oldest_exact), (1_700_000_000_000, True))
         self.assertEqual((first.owner, second.owner), (ALICE, 0 if second.partition != first.partition else ALICE))
         self.assertEqual(len(await self.backend.operator.domains(50)), 3)
         nothing = await self.backend.operator.domain("nothing.example")

@@ -36,6 +36,8 @@ from relaycluster.store.redis.scripts import script
 FLUSHED_AT_ONCE = 500
 ENDS = 20
 """So many items at each end of a queue are looked at for its oldest."""
+EARLIEST = 5
+"""So many of these, by their ids, are read first for when they arrived."""
 TAT_EPOCH = 1_577_836_800
 """Slots of a rate are counted in microseconds from 2020 on (lua/take.lua)."""
 
@@ -239,11 +241,32 @@ class RedisOperator:
                 commands.append(pack(b"ZRANGE", due, 0, ENDS - 1))
                 commands.append(pack(b"ZRANGE", due, -ENDS, -1))
         answers = await self._redis.request_all(commands, "queue")
-        return [self._state(domain, now, answers[at * each : (at + 1) * each]) for at, domain in enumerate(domains)]
+        parts = [answers[at * each : (at + 1) * each] for at in range(len(domains))]
+        ids = [sorted({found for at in (6, 7, 9, 10, 12, 13) for found in part[at]}) for part in parts]
+        oldest = await self._oldest(domains, ids)
+        return [self._state(*found, now) for found in zip(domains, parts, map(len, ids), oldest, strict=True)]
 
-    def _state(self, domain: str, now: int, answers: Sequence[Any]) -> DomainState:
+    async def _oldest(self, domains: Sequence[str], ids: Sequence[Sequence[bytes]]) -> list[int]:
+        """The earliest arrival among these items of each domain, by rising ids; 0 where none is left. No item arrived before its id was
+        made, but some long after: the id of a notice has the time of the message that it tells of. Two steps, whatever the ids are: the
+        earliest of each domain, then whatever could still be earlier than what those brought."""
+        tags = [keys.partition_tag(partition_of(domain, self._partitions)) for domain in domains]
+        oldest: dict[int, int] = {}
+        for step in (slice(EARLIEST), slice(EARLIEST, None)):
+            sought = [
+                (at, early)
+                for at, some in enumerate(ids)
+                if (early := [each for each in some[step] if at not in oldest or _made(each) < oldest[at]])
+            ]
+            commands = [pack(b"MGET", *(keys.key(tags[at], "ITEM", each) for each in some)) for at, some in sought]
+            for (at, some), items in zip(sought, await self._redis.request_all(commands, "queue"), strict=True):
+                arrived = [_arrived(each, item) for each, item in zip(some, items, strict=True) if item is not None]
+                if arrived:
+                    oldest[at] = min(*arrived, oldest.get(at, arrived[0]))
+        return [oldest.get(at, 0) for at in range(len(domains))]
+
+    def _state(self, domain: str, answers: Sequence[Any], seen: int, oldest_ms: int, now: int) -> DomainState:
         backlog, due, paused, reply, owner = answers[:5]
-        ids = {each for at in (6, 7, 9, 10, 12, 13) for each in answers[at]}
         waiting = int(backlog or 0)
         pause = unpack_pause(paused) if paused else None
         said, _, text = (reply or b"0:").partition(b":")
@@ -254,8 +277,8 @@ class RedisOperator:
             sum(answers[5::3]),
             _ms(due) if due is not None else 0,
             pause if pause is not None and pause.until_ms > now else None,
-            min((queue_id.time_ms(each.decode()) for each in ids), default=0),
-            len(ids) >= waiting,
+            oldest_ms,
+            seen >= waiting,
             text.decode("utf-8", "surrogateescape"),
             int(said),
             int((owner or b"").partition(b":")[0] or 0),
@@ -303,6 +326,19 @@ class RedisOperator:
         left = tuple(max(0, until.get(member.incarnation, 0) - lease) for member in found)
         held = tuple(int((owner or b"").partition(b":")[0] or 0) for owner in owners)
         return ClusterState(snapshot, left, held, now_ms + offset)
+
+
+def _made(item_id: bytes) -> int:
+    """The time of an id."""
+    return queue_id.time_ms(item_id.decode())
+
+
+def _arrived(item_id: bytes, packed: bytes) -> int:
+    """When an item arrived; of one that this release can not read, the time of its id."""
+    try:
+        return codec.unpack_item(packed).arrived_ms
+    except Exception:  # a newer release's, or damaged
+        return _made(item_id)
 
 
 def _ms(score: bytes) -> int:
