@@ -85,7 +85,6 @@ class Back:
             settings_of.own_listeners(config, is_local),
             reactor.seconds,
         )
-        self._routes.know(settings_of.own_names(config))
         self._allowance = NoticeAllowance(throttle, config.delivery.notices_per_sender)
         self.settlement = Settlement(
             reactor,
@@ -167,7 +166,6 @@ class Back:
         self._table = config.routes()
         self._rules = config.rules()
         self._allowance.use(config.delivery.notices_per_sender)
-        self._routes.know(settings_of.own_names(config))
         self.delivery.use(self._table)
         self.settlement.use(settings_of.retry(config))
 

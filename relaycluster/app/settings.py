@@ -70,12 +70,6 @@ def tls_for(host: str, ca_file: str) -> Any:
     )
 
 
-def own_names(config: Config) -> set[str]:
-    """The names under which this node presents itself."""
-    sources = [config.delivery.source_addresses, *(each.source_addresses or () for each in config.destination)]
-    return {config.node.hostname} | {each.hostname for of_one in sources for each in of_one if each.hostname}
-
-
 def own_listeners(config: Config, is_local: Callable[[str], bool]) -> Callable[[str, int], bool]:
     """Whether a connection to an address and port would come to one of our own listeners. `is_local` tells whether an address is this
     machine's."""

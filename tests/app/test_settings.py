@@ -135,21 +135,6 @@ def test_without_the_edge_nothing_listens(tmp_path: Path) -> None:
     assert not is_own("127.0.0.1", 2525)
 
 
-def test_our_names(tmp_path: Path) -> None:
-    """The host name, and what is said in EHLO from each source."""
-    text = """
-[delivery]
-source_addresses = ["192.0.2.1 Mail1.example.net", "192.0.2.2"]
-[[destination]]
-match = ["a.test"]
-[[destination]]
-match = ["b.test"]
-source_addresses = ["192.0.2.3 mail3.example.net"]
-"""
-    names = settings.own_names(read(tmp_path, BASE + text))
-    assert names == {"host.example.net", "mail1.example.net", "mail3.example.net"}
-
-
 RELOADABLE = [
     ("192.0.2.0/24", "198.51.100.0/24"),
     ("example.net", "example.org"),
