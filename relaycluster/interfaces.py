@@ -211,7 +211,9 @@ class IQueue(Interface):
 
     def finish(claim: Claim, delivered: bool, notice: Notice | None, attempts: bytes = b"") -> Deferred[Settled]:
         """No recipient is left: the item is settled, and `notice` owed. `delivered` when all recipients got it: that is recorded
-        even from a stale holder. `attempts` (mail/history.py) join the item's history when it is settled by this."""
+        even from a stale holder. Anything else is done for the claim that is valid, and for a repeat by the one that settled the item so; to
+        others it is `STALE`, also when the item is gone; and it is `NOTED` as in `defer`. `attempts` (mail/history.py) join the item's history
+        when it is settled by this."""
 
     def defer(
         claim: Claim, item: Item, delay_ms: int, notice: Notice | None, attempts: bytes = b""

@@ -186,8 +186,11 @@ class Settlement:
     def _attempt_to_settle(
         self, claim: Claim, pairs: Sequence[Pair], history: bytes, repeated: bool = False, tried: bool = True
     ) -> Deferred[None]:
-        def settled(_: None) -> None:
+        def settled(left: tuple[Claim, Sequence[Pair]] | None) -> Deferred[None] | None:
+            if left is not None:  # a repeat must be of this, too: what settled the item is known by its token alone
+                return self._attempt_to_settle(*left, history, repeated, tried)
             self.on_settled(claim)
+            return None
 
         def failed(failure: Failure) -> None:
             if failure.check(QueueError):
@@ -222,7 +225,10 @@ class Settlement:
             else:
                 self._metrics.delivery_attempt("failed", code)
 
-    async def _settle(self, claim: Claim, pairs: Sequence[Pair], history: bytes, repeated: bool, tried: bool) -> None:
+    async def _settle(
+        self, claim: Claim, pairs: Sequence[Pair], history: bytes, repeated: bool, tried: bool
+    ) -> tuple[Claim, Sequence[Pair]] | None:
+        """None when it is settled, or not ours to settle; else what is left to settle, as others were reached by somebody else."""
         item = claim.item
         delivered = [pair for pair in pairs if isinstance(pair[1], outcome.Delivered)]
         deferred = [(who, each) for who, each in pairs if isinstance(each, outcome.Deferred)]
@@ -270,9 +276,7 @@ class Settlement:
         if settled is Settled.NOTED:
             # A stale holder reached some of them meanwhile: they have it, whatever happened to us.
             notes = await self._queue.notes(claim)
-            remaining = [pair for pair in pairs if pair[0].text not in notes]
-            await self._settle(evolve(claim, delivered=notes), remaining, history, True, tried)
-            return
+            return evolve(claim, delivered=notes), [pair for pair in pairs if pair[0].text not in notes]
         waited = now - arrived
         if settled is Settled.DONE:
             put_off = deferred if tried else []
@@ -285,7 +289,7 @@ class Settlement:
             if notice is not None and told[0][0] is Action.RELAYED:
                 # They have it, whoever holds the item; nobody else knows that its sender is to be told.
                 await self.send_notice(claim.partition, notice, item.id, Action.RELAYED.value)
-            return
+            return None
         if not deferred and item.home >= 0:
             self.leave_home(item)
         if notice is not None:
@@ -296,6 +300,7 @@ class Settlement:
             owes = retry.owes_notice(item.envelope.reverse_path)
             why = "the sender asked for none (NOTIFY)" if owes else "the reverse-path is <>"
             self._log.emit(events.NoticeDropped(item.id, "failed", why))
+        return None
 
     async def _refusal(self, item: Item, kind: Action, attempt: int) -> str:
         """Why the sender gets no notice now; empty when it does."""

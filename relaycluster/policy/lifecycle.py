@@ -55,6 +55,9 @@ class Partition:
     bouncing: dict[str, int] = field(factory=dict)  # id → since
     reasons: dict[str, str] = field(factory=dict)  # id → why the operator bounced it
     done: set[str] = field(factory=set)
+    undelivered: dict[str, bytes] = field(
+        factory=dict
+    )  # of these, id → the token that settled it, not everybody having got it
     notes: dict[str, tuple[str, ...]] = field(factory=dict)
     notices: dict[str, Notice] = field(factory=dict)
     spread: dict[str, tuple[Item, ...]] = field(factory=dict)
@@ -242,17 +245,22 @@ class Partition:
         return token is not None and token.encode() == claim.token
 
     def finish(self, claim: Claim, delivered: bool) -> str:
-        """leased → settled. "done" or "stale"; delivered is a fact even from a stale holder."""
+        """leased → settled. "done", "stale" or "noted"; delivered is a fact even from a stale holder, all else needs the token."""
         item_id = claim.item.id
         if not self.holds(claim):
             if item_id not in self.items:
-                return "done" if item_id in self.done else "stale"
+                again = self.undelivered.get(item_id) == claim.token
+                return "done" if again or (delivered and item_id in self.done) else "stale"
             if not delivered:
                 return "stale"
             if item_id in self.leased:
                 everyone = tuple(recipient.text for recipient in self.items[item_id].envelope.recipients)
                 self.notes[item_id] = everyone
                 return "stale"
+        elif not delivered:
+            if self.notes.get(item_id, claim.delivered) != claim.delivered:
+                return "noted"
+            self.undelivered[item_id] = claim.token
         self.forget(item_id)
         self.done.add(item_id)
         return "done"

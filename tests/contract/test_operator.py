@@ -9,7 +9,7 @@ from attrs import evolve
 from relaycluster.interfaces import ItemState, Operated, Settled, Wanted
 from relaycluster.mail import history, queue_id
 from relaycluster.mail.history import Act, Attempt, Spread, Via
-from relaycluster.mail.item import Claim, Item
+from relaycluster.mail.item import Claim, Item, Notice
 from relaycluster.policy.cluster import Ownership
 from relaycluster.policy.lifecycle import OPERATOR_WORK
 from relaycluster.policy.pause import Why
@@ -144,6 +144,38 @@ class OperatorContract:
             self.assertEqual(settled, Settled.DONE if delivers else Settled.STALE)
             found = await self.backend.operator.show(item.id)
             self.assertEqual([each.item.possible_duplicate for each in found], [] if delivers else [True])
+
+    async def test_deleted_out_of_a_holders_hands(self) -> None:
+        """Held, then deleted, then the host refuses it: that is no failure, and nobody is told; what it took is a fact."""
+        item = an_item()
+        await self.queue.enqueue(item, b"x", None)
+        claim = await self.claim_one(await self.own())
+        for verb in ("hold", "delete"):
+            await self.act(verb, item)
+        notice = Notice(an_item(5, "example.net"), b"in vain")
+        self.assertEqual(await self.queue.finish(claim, False, notice), Settled.STALE)
+        self.assertEqual(list(await self.queue.notices(claim.partition)), [])
+        self.assertEqual(await self.queue.finish(claim, True, None), Settled.DONE)
+        self.assertEqual(await self.state(item), None)
+
+    async def test_bounced_out_of_a_holders_hands(self) -> None:
+        """Held, then bounced: what the former holder still delivers counts as delivered, also while the owner settles the bounce."""
+        for number, claimed_before in enumerate((False, True)):
+            item, owner = an_item(number), await self.own()
+            await self.queue.enqueue(item, b"x", None)
+            former = await self.claim_one(owner)
+            for verb in ("hold", "bounce"):
+                await self.act(verb, item)
+            if claimed_before:
+                ((claim, _),) = await self.backend.operations.claim_bounces(owner, 5, 500)
+                self.assertEqual(await self.queue.finish(former, True, None), Settled.STALE)
+                self.assertEqual(await self.queue.finish(claim, False, None), Settled.NOTED)
+                self.assertEqual(await self.queue.notes(claim), ("r0@example.com",))
+                self.assertEqual(await self.queue.finish(claim, True, None), Settled.DONE)
+            else:
+                self.assertEqual(await self.queue.finish(former, True, None), Settled.DONE)
+                self.assertEqual(await self.backend.operations.claim_bounces(owner, 5, 500), [])
+            self.assertEqual(await self.state(item), None)
 
     async def test_requeue_with_reset(self) -> None:
         """As if it had never been tried; refused when it was attempted since it was looked at."""

@@ -312,6 +312,7 @@ class QueueContract:
         claim = await self.claim_one(await self.own())
         for _ in range(2):
             self.assertEqual(await self.queue.finish(claim, True, None), Settled.DONE)
+        self.assertEqual(await self.queue.finish(claim, False, None), Settled.STALE)
         self.assertEqual(await self.queue.defer(claim, claim.item, 1, None), Settled.STALE)
         self.assertEqual(await self.queue.put_back(claim), Settled.STALE)
 
@@ -321,7 +322,8 @@ class QueueContract:
         owner = await self.own()
         claim = await self.claim_one(owner)
         notice = Notice(an_item(5, "example.net"), b"the notice")
-        self.assertEqual(await self.queue.finish(claim, False, notice), Settled.DONE)
+        for _ in range(2):  # the second time because its answer was lost
+            self.assertEqual(await self.queue.finish(claim, False, notice), Settled.DONE)
         self.assertEqual(list(await self.queue.notices(claim.partition)), [notice])
         self.assertEqual(await self.due(claim.partition), [])
         await self.backend.advance(4_000)
@@ -432,7 +434,8 @@ class QueueContract:
             await self.queue.release(owner)
 
     async def test_delivered_is_noted_when_claimed_anew(self) -> None:
-        """…and when somebody else holds it already, that holder cannot defer it without having seen the note."""
+        """…and when somebody else holds it already, that holder can neither defer nor fail it without having seen the note. What it delivered
+        needs none."""
         await self.queue.enqueue(an_item(recipients=2), b"x", None)
         stale = await self.claim_one(await self.own())
         view = snapshot(BOB)
@@ -442,6 +445,63 @@ class QueueContract:
         self.assertEqual(await self.queue.finish(stale, True, None), Settled.STALE)
         self.assertEqual(await self.queue.defer(claim, claim.item, 1000, None), Settled.NOTED)
         self.assertEqual(await self.queue.notes(claim), ("r0@example.com", "r1@example.com"))
+        notice = Notice(an_item(5, "example.net"), b"the notice")
+        for _ in range(2):
+            self.assertEqual(await self.queue.finish(claim, False, notice), Settled.NOTED)
+        self.assertEqual(list(await self.queue.notices(claim.partition)), [])
+        await self.sound()
+        self.assertEqual(await self.queue.finish(claim, True, None), Settled.DONE)
+        await self.sound()
+
+    async def test_a_failure_of_those_that_are_left(self) -> None:
+        """A stale holder reached one of two while the other node failed both: that one fails the other, once it knows; again when another
+        note came meanwhile, and the answer to it can be lost as any other."""
+        await self.queue.enqueue(an_item(recipients=3), b"x", None)
+        stale = await self.claim_one(await self.own())
+        view = snapshot(BOB)
+        owner = await self.own(who=BOB, view=view)
+        await self.queue.recover(owner, view)
+        claim = await self.claim_one(owner)
+        notice = Notice(an_item(5, "example.net"), b"the notice")
+        for reached in ("r1@example.com", "r0@example.com"):
+            await self.queue.note(stale, [reached])
+            self.assertEqual(await self.queue.finish(claim, False, notice), Settled.NOTED)
+            claim = evolve(claim, delivered=await self.queue.notes(claim))
+        self.assertEqual(set(claim.delivered), {"r0@example.com", "r1@example.com"})
+        for _ in range(2):
+            self.assertEqual(await self.queue.finish(claim, False, notice), Settled.DONE)
+        self.assertEqual(list(await self.queue.notices(claim.partition)), [notice])
+        await self.sound()
+
+    async def test_a_stale_failure_of_what_is_settled(self) -> None:
+        """Whoever settled it, and however: a host's refusal that comes to a former holder afterwards is no failure, and no notice is owed;
+        what that one delivered is a fact. Who settled it may repeat itself."""
+        for number, delivered in ((1, True), (2, False)):
+            await self.queue.enqueue(an_item(number), b"x", None)
+            former = await self.own(who=ALICE)
+            stale = await self.claim_one(former)
+            view = snapshot(BOB)
+            owner = await self.own(who=BOB, view=view)
+            await self.queue.recover(owner, view)
+            claim = await self.claim_one(owner)
+            late = Notice(an_item(7 + number, "example.net"), b"in vain")
+            for _ in range(2):
+                self.assertEqual(await self.queue.finish(claim, delivered, None), Settled.DONE)
+                self.assertEqual(await self.queue.finish(stale, False, late), Settled.STALE)
+                self.assertEqual(await self.queue.finish(stale, True, None), Settled.DONE)
+            self.assertEqual(await self.queue.finish(claim, True, None), Settled.DONE)
+            self.assertEqual(await self.queue.finish(claim, False, late), Settled.STALE if delivered else Settled.DONE)
+            self.assertEqual(list(await self.queue.notices(claim.partition)), [])
+            await self.sound()
+            await self.queue.release(owner)
+
+    async def test_a_failure_is_remembered_whatever_follows(self) -> None:
+        """The edge, which never heard that the item was queued, takes it back after it failed: the repeat of the failure is one still."""
+        item = an_item()
+        await self.queue.enqueue(item, b"x", None)
+        claim = await self.claim_one(await self.own())
+        self.assertEqual(await self.queue.finish(claim, False, None), Settled.DONE)
+        self.assertEqual(await self.queue.cancel(item, None), True)
         self.assertEqual(await self.queue.finish(claim, False, None), Settled.DONE)
         await self.sound()
 

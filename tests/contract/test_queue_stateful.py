@@ -103,7 +103,8 @@ class World:
         self.alive: set[int] = set()  # incarnations that the cluster counts
         self.spreads: list[list[Item]] = []  # what edges still have to fan out, an empty list: only spread_done
         self.intake: list[tuple[Item, bytes, Any]] = []  # every plain enqueue, to be repeated or cancelled
-        self.finished: list[tuple[Claim, Claim]] = []
+        self.finished: list[tuple[tuple[Claim, Claim], bool]] = []  # with whether everybody got it
+        self.reached: dict[str, set[str]] = {}  # id → whom former holders reached, as they were told that it is known
         self.promised: set[str] = set()  # ids that must come out
         self.cancelled: set[str] = set()
         self.settled: dict[str, int] = {}
@@ -176,9 +177,9 @@ class World:
             self.holder[name] = life.incarnation
             life.claims.append(pair)
 
-    def settles(self, life: Life, claim: tuple[Claim, Claim]) -> None:
+    def settles(self, life: Life, claim: tuple[Claim, Claim], delivered: bool = True) -> None:
         item = claim[0].item
-        self.finished.append(claim)
+        self.finished.append((claim, delivered))
         if item.id in self.settled or item.id in self.cancelled:
             return  # said before: "done" is the answer to a repeat as well
         self.settled[item.id] = life.incarnation
@@ -415,9 +416,12 @@ class World:
             life, claim = found
             if await self.with_claim("finish", claim, True, None) is Settled.DONE:
                 self.settles(life, claim)
+            else:
+                self.reached[claim[0].item.id] = {who.text for who in claim[0].item.envelope.recipients}
 
     async def do_fail(self, a: int, b: int) -> None:
-        """All recipients failed: a notice is owed from the same instant on."""
+        """All recipients failed: a notice is owed from the same instant on; nobody fails of whom it is known that somebody reached him, and
+        nobody for a holder that is not valid any more."""
         found = self.a_claim(a, b)
         if found is not None:
             life, claim = found
@@ -428,11 +432,16 @@ class World:
             notice = Notice(item, b"a notice")
             valid = self.holder.get(claim[0].item.id) == life.incarnation and self.is_valid(claim)
             settled = await self.with_claim("finish", claim, False, notice)
+            assert (settled is Settled.STALE) == (not valid), f"{settled} of a claim that is {valid=}"
             if settled is Settled.DONE:
-                self.settles(life, claim)
-                if valid:
-                    self.promised.add(item.id)
-                    life.notices.append((claim[0].partition, notice, False))
+                assert self.reached.get(claim[0].item.id, set()) <= set(claim[0].delivered), (
+                    "it failed for whom it reached"
+                )
+                self.settles(life, claim, False)
+                self.promised.add(item.id)
+                life.notices.append((claim[0].partition, notice, False))
+            elif settled is Settled.NOTED:
+                life.claims.append(await self.noted(claim))
 
     def is_valid(self, claim: tuple[Claim, Claim]) -> bool:
         return bool(self.sides[0].cluster.partitions[claim[0].partition].holds(claim[0]))
@@ -458,14 +467,18 @@ class World:
         settled = await self.with_claim("defer", claim, later, 1_000_000 * (b % 3), None)
         if settled is Settled.DONE:
             del self.holder[item.id]
+            self.reached.pop(item.id, None)
         elif settled is Settled.NOTED:
-            answers: list[tuple[str, ...]] = [
-                await side.queue.notes(each) for side, each in zip(self.sides, claim, strict=True)
-            ]
-            assert set(answers[0]) == set(answers[1])
-            assert set(answers[0]) > known, "noted, but nothing is new"
-            pair = (evolve(claim[0], delivered=answers[0]), evolve(claim[1], delivered=answers[1]))
-            await self.defer(life, pair, b)
+            await self.defer(life, await self.noted(claim), b)
+
+    async def noted(self, claim: tuple[Claim, Claim]) -> tuple[Claim, Claim]:
+        """The claim by a holder that has asked for the notes."""
+        answers: list[tuple[str, ...]] = [
+            await side.queue.notes(each) for side, each in zip(self.sides, claim, strict=True)
+        ]
+        assert set(answers[0]) == set(answers[1])
+        assert set(answers[0]) > set(claim[0].delivered), "noted, but nothing is new"
+        return evolve(claim[0], delivered=answers[0]), evolve(claim[1], delivered=answers[1])
 
     async def do_put_back(self, a: int, b: int) -> None:
         found = self.a_claim(a, b)
@@ -480,14 +493,16 @@ class World:
             if self.is_valid(claim):
                 life.claims.append(claim)
             else:
-                await self.with_claim("note", claim, [f"r{b % 2}@{claim[0].item.domain}"])
+                name, reached = claim[0].item.id, f"r{b % 2}@{claim[0].item.domain}"
+                await self.with_claim("note", claim, [reached])
+                self.reached.setdefault(name, set()).add(reached)
 
     async def do_again(self, a: int, b: int) -> None:
         """The answer to a settlement was lost: the same again."""
         if self.finished:
-            claim = self.finished[a % len(self.finished)]
+            claim, delivered = self.finished[a % len(self.finished)]
             if claim[0].item.id not in self.holder:
-                settled = await self.with_claim("finish", claim, b % 2 == 0, None)
+                settled = await self.with_claim("finish", claim, delivered, None)
                 assert settled is Settled.DONE
 
     async def do_leave_home(self, a: int, b: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 from attrs import evolve
 from twisted.trial.unittest import SynchronousTestCase
 
+from relaycluster.interfaces import Settled
 from relaycluster.mail.address import NULL
 from relaycluster.mail.history import Attempt, Via
 from relaycluster.mail.item import Claim
@@ -205,6 +206,25 @@ class OperationsTest(SynchronousTestCase):
             self.look()
             self.assertNotIn(item.id, self.world.partition().items)
             self.assertEqual(len(self.world.events("failed")), failures)
+
+    def test_a_stale_delivery_while_a_bounce_is_settled(self) -> None:
+        """What was held out of a node's hands and bounced, and is delivered before the bounce is written, has not failed; nobody is told."""
+        item = self.queued()
+        (claim,) = result(self.world.queue.claim(self.owner, "example.com", 5, 1))
+        result(self.operator.hold(item.id, "alice", ""))
+        result(self.operator.bounce(item.id, "alice", ""))
+        finish = self.world.queue.finish
+
+        def deliver_first(*arguments: Any) -> Any:
+            self.world.queue.finish = finish
+            self.assertEqual(result(finish(claim, True, None)), Settled.STALE)
+            return finish(*arguments)
+
+        self.world.queue.finish = deliver_first
+        self.look()
+        self.assertNotIn(item.id, self.world.partition().items)
+        self.assertEqual((self.world.events("failed"), self.world.events("notice_queued")), ([], []))
+        self.assertEqual(len(self.settled), 1)
 
     def test_not_ours(self) -> None:
         """Who is not the owner any more settles nothing."""

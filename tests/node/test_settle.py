@@ -13,6 +13,8 @@ from relaycluster.mail.envelope import Notify, NotifyRequest, Ret
 from relaycluster.mail.item import Claim
 from relaycluster.mail.outcome import Deferred, Delivered, Failed, Outcome, Stage
 from relaycluster.node.settle import RetrySettings, Settlement
+from relaycluster.policy.cluster import Ownership
+from relaycluster.store.memory_operator import MemoryOperator
 from tests.node.world import World, result, run, snapshot
 from tests.support.replies import heard
 
@@ -161,6 +163,28 @@ class SettlementTest(SynchronousTestCase):
         self.assertIn(claim.item.id, self.world.partition().items)
         self.assertEqual(sum(each.value for each in self.world.metrics.bounces.values()), 0)
 
+    def test_failed_after_it_was_settled(self) -> None:
+        """…and when the other has delivered it already, or an operator deleted it, the sender hears of no failure either."""
+        for settle_it in (self.delivered_by_another, self.deleted):
+            self.world.lines.clear()
+            claim = self.world.claimed(self.world.item())
+            settle_it(claim)
+            self.assertNotIn(claim.item.id, self.world.partition().items)
+            self.settled.clear()
+            self.settle(claim, NEVER)
+            self.assertEqual((self.world.events("failed"), self.notices(), self.settled), ([], [], [claim]))
+            self.world.partition().release(Ownership(claim.partition, 2, self.world.partition().fence))
+
+    def delivered_by_another(self, claim: Claim) -> None:
+        anew = self.taken_over(claim, claim_anew=True)
+        assert anew is not None
+        self.settlement.delivered(anew, anew.item.envelope.recipients, (OK,))
+
+    def deleted(self, claim: Claim) -> None:
+        operator = MemoryOperator(self.world.cluster, self.world.queue)
+        for act in (operator.hold, operator.delete):
+            result(act(claim.item.id, "alice", "spam"))
+
     def test_sorted_out(self) -> None:
         """Whoever can not be told of the delay is not looked at again and again; nothing else of the item changes."""
         item = evolve(self.world.item(), attempts=2, last_reply="451 first", holder_deaths=1)
@@ -201,6 +225,44 @@ class SettlementTest(SynchronousTestCase):
         self.settle(anew, LATER, LATER)
         self.assertIn(stale.item.id, self.world.partition().done)
         self.assertEqual(self.notices(), [])
+
+    def test_failed_for_whom_a_stale_holder_reached(self) -> None:
+        """The new holder's host refused all; whom the stale holder reached has not failed, and when these are all, nothing has."""
+        for outcomes, failures in (((OK, OK), []), ((OK, NEVER), ["r1@example.com"])):
+            self.world.lines.clear()
+            stale = self.world.claimed(self.world.item(recipients=2))
+            anew = self.taken_over(stale, claim_anew=True)
+            assert anew is not None
+            if not failures:
+                self.settlement.delivered(stale, stale.item.envelope.recipients, outcomes)
+            else:
+                self.settle(stale, *outcomes)
+            self.settle(anew, NEVER, NEVER)
+            self.assertEqual([each["recipients"] for each in self.world.events("failed")], [failures] * len(failures))
+            self.assertEqual(len(self.notices()), len(failures))
+            self.assertNotIn(stale.item.id, self.world.partition().items)
+            self.assertEqual(len(self.settled), 2)
+            self.settled.clear()
+            self.world.partition().release(Ownership(stale.partition, 2, self.world.partition().fence))
+
+    def test_a_lost_answer_to_a_failure_of_those_that_are_left(self) -> None:
+        """It happened: the repeat is of what was left, not of everybody."""
+        stale = self.world.claimed(self.world.item(recipients=2))
+        anew = self.taken_over(stale, claim_anew=True)
+        assert anew is not None
+        result(self.world.queue.note(stale, ["r0@example.com"]))
+        self.world.queue.holding.add("finish")
+        self.settle(anew, NEVER, NEVER)
+        self.world.queue.losing.add("finish")
+        self.world.queue.let_go()
+        self.assertEqual((self.world.queue.count("finish"), self.settled), (2, []))
+        self.world.queue.losing.clear()
+        self.world.advance(2)
+        self.assertEqual([each["recipients"] for each in self.world.events("failed")], [["r1@example.com"]])
+        (notice,) = self.notices()
+        content = self.world.partition(notice.domain).bodies[notice.id]
+        self.assertEqual((b"r0@example.com" in content, b"r1@example.com" in content), (False, True))
+        self.assertEqual(len(self.settled), 1)
 
     def test_a_part_leaves_home(self) -> None:
         """The last part of a message for several domains takes the content along."""

@@ -77,7 +77,10 @@ def test_only_one_token_is_good() -> None:
         assert (partition.put_back(stale), partition.defer(stale, stale.item, 5)) == ("stale", "stale")
         assert partition.finish(stale, delivered=False) == "stale"
     assert claims[-1].item.holder_deaths == 3
-    assert partition.finish(claims[-1], delivered=False) == "done"
+    for _ in range(2):
+        assert partition.finish(claims[-1], delivered=False) == "done"
+        assert [partition.finish(stale, delivered=False) for stale in claims[:-1]] == ["stale"] * 3
+        assert [partition.finish(stale, delivered=True) for stale in claims] == ["done"] * 4
     assert (partition.items, partition.bodies, partition.violations()) == ({}, {}, [])
 
 

@@ -75,6 +75,11 @@ def _notes(note: bytes | None, item: Item) -> tuple[str, ...]:
     return tuple(note.decode("utf-8", "surrogateescape").split("\n"))
 
 
+def _note(claim: Claim) -> bytes:
+    """The note that the holder knows of."""
+    return "\n".join(claim.delivered).encode("utf-8", "surrogateescape")
+
+
 @implementer(IQueue)
 class RedisQueue:
     """See `IQueue`. `time_ms` is the wall clock in milliseconds, used until the first beat tells Redis' own."""
@@ -333,12 +338,12 @@ class RedisQueue:
             self._grace,
             keys.trace_name(identifier, item.attempts),
             attempts if self.traces else b"",
+            b"" if delivered else _note(claim),
         ).addCallback(self._settled)
 
     def defer(
         self, claim: Claim, item: Item, delay_ms: int, notice: Notice | None, attempts: bytes = b""
     ) -> Deferred[Settled]:
-        note = "\n".join(claim.delivered).encode("utf-8", "surrogateescape")
         return self._redis.run(
             script("defer"),
             keys.partition_tag(claim.partition),
@@ -353,7 +358,7 @@ class RedisQueue:
             notice.item.id if notice else b"",
             codec.pack_notice(notice) if notice else b"",
             self._grace,
-            note,
+            _note(claim),
             self._for_waiting(claim),
             keys.trace_name(item.id, 1),
             attempts if self.traces else b"",

@@ -5,8 +5,9 @@ local function forget(K, id, chunks)
   redis.call('HDEL', K .. NOTES, id, '!' .. id)
 end
 
-local function remember(K, slot, field, retention_ms)
-  redis.call('HSET', K .. DONE .. slot, field, '')
+-- It was settled: under the token `by`, if not everybody got it. What settled it first stays.
+local function remember(K, slot, field, retention_ms, by)
+  redis.call('HSETNX', K .. DONE .. slot, field, by or '')
   redis.call('PEXPIRE', K .. DONE .. slot, retention_ms)
 end
 
