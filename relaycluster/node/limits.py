@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from attrs import define
+from attrs import Factory, define
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
@@ -33,11 +33,17 @@ SLOT_GRACE_SECONDS = 0.1
 
 @define
 class _Held:
-    """Connections of one limit: `open` here, `granted` by the cluster."""
+    """Connections of one limit: `open` here, with those that are about to be, `granted` by the cluster, or -1: unknown, it must be told.
+
+    One question at a time is under way (`is_asking`). So the cluster never counts fewer than `granted`, in whatever order answers come;
+    who comes meanwhile is in `waiting` for the next one, which is about all of them.
+    """
 
     open: int = 0
     granted: int = 0
     maximum: int = 0
+    is_asking: bool = False
+    waiting: list[Deferred[None]] = Factory(list)
 
 
 class ConnectionLimits:
@@ -85,31 +91,24 @@ class ConnectionLimits:
         held.open += 1
         if held.open <= held.granted:
             return True
+        answered: Deferred[None] = Deferred()
+        held.waiting.append(answered)
         try:
-            held.granted = await self._ask(limit, held, view)
+            if not held.is_asking:
+                self._ask(limit, held, view)
+            await answered
         except QueueError:
-            held.granted = -1  # unknown: the cluster may count it, and must hear that it is not there
             self.free(limit)
             return False
         except BaseException:  # given up while we waited
-            held.granted = -1
+            if answered in held.waiting:
+                held.waiting.remove(answered)
             self.free(limit)
             raise
-        if held.open <= held.granted:
+        if held.open - len(held.waiting) <= held.granted:  # the question was not about those who wait now
             return True
         self.free(limit)
         return False
-
-    async def _ask(self, limit: str, held: _Held, view: tuple[Snapshot, int]) -> int:
-        """How many connections the cluster grants us. What it granted to a former life of ours, others may have by now."""
-        while True:
-            granted = await self._throttle.hold(limit, view[1], held.open, held.maximum, view[0])
-            now = self._snapshot()
-            if now is None:
-                raise QueueError("the lease ran out meanwhile")
-            if now[1] == view[1]:
-                return granted
-            view = now
 
     def open_of(self, limit: str) -> int:
         """How many connections of the limit this process has."""
@@ -135,11 +134,9 @@ class ConnectionLimits:
         """A connection is gone, or was not made."""
         held = self._held[limit]
         held.open -= 1
-        self._surplus.add(limit)
-        share = self.shares.get(limit)
-        if share == 0:
+        if self.shares.get(limit) == 0:
             self._gave_way[limit] = self._clock.seconds() + GIVEN_WAY_SECONDS
-        self._tell_within(SETTLE_SECONDS if share is None else 0)
+        self._tell_of(limit)
 
     def see(self, incarnation: int) -> None:
         """The cluster has shown itself to us under this incarnation. If it is a new one, what is held is said again: the former one
@@ -168,16 +165,20 @@ class ConnectionLimits:
         self._shared = {limit for limit in self._shared if self.open_of(limit)}
         for limit in self.shares.keys() - self._shared:
             del self.shares[limit]
-        if view is None or not self._shared:
+        if not self._shared:
+            return
+        # Also while our lease is in doubt: a share of none, kept for ever, would leave us without a connection for ever.
+        self._share_timer = self._clock.callLater(SHARE_SECONDS, self._look_at_shares)
+        if view is None:
             return
         for limit in self._shared:
             asked = self._throttle.share(limit, view[1], self._held[limit].maximum, view[0])
             asked.addCallback(self._keep_share, limit).addErrback(lambda failure: failure.trap(QueueError))
-        self._share_timer = self._clock.callLater(SHARE_SECONDS, self._look_at_shares)
 
     def _keep_share(self, share: int, limit: str) -> None:
         held = self._held.get(limit)
-        if held is None or not held.open or share >= held.maximum:
+        # What is not looked at any more would keep its share for ever.
+        if limit not in self._shared or held is None or not held.open or share >= held.maximum:
             self.shares.pop(limit, None)
             return
         self.shares[limit] = share
@@ -198,6 +199,11 @@ class ConnectionLimits:
         del self._gave_way[limit]
         return False
 
+    def _tell_of(self, limit: str) -> None:
+        """We have fewer than the cluster granted, or had: at once if others wish for them."""
+        self._surplus.add(limit)
+        self._tell_within(0 if limit in self.shares else SETTLE_SECONDS)
+
     def _tell_within(self, seconds: float) -> None:
         if self._timer is None:
             self._timer = self._clock.callLater(seconds, self._give_back)
@@ -213,30 +219,62 @@ class ConnectionLimits:
         surplus, self._surplus = self._surplus, set()
         for limit in surplus:
             held = self._held.get(limit)
-            if held is None or held.open == held.granted:
+            if held is None or held.is_asking:  # the answer is compared with what we have then
                 continue
-            held.granted = min(held.granted, held.open)
-            done = self._throttle.hold(limit, view[1], held.open, held.maximum, view[0])
-            done.addCallbacks(self._told, self._not_told, callbackArgs=(limit, view[1]), errbackArgs=(limit,))
-            if not held.open:
-                del self._held[limit]
+            if held.open != held.granted:
+                self._ask(limit, held, view)
+            elif not held.open:  # it was refused
+                self._forget(limit)
 
-    def _told(self, granted: int, limit: str, incarnation: int) -> None:
+    def _forget(self, limit: str) -> None:
+        del self._held[limit]
+        self._renewed.discard(limit)
+
+    def _ask(self, limit: str, held: _Held, view: tuple[Snapshot, int]) -> None:
+        """Say how many we have or want. None of this limit's questions may be under way."""
+        waiting, held.waiting = held.waiting, []
+        held.granted = min(held.granted, held.open)
+        answer = self._throttle.hold(limit, view[1], held.open, held.maximum, view[0])
+        held.is_asking = True
+        answer.addCallbacks(
+            self._answered,
+            self._not_answered,
+            callbackArgs=(limit, held, view[1], waiting),
+            errbackArgs=(limit, held, waiting),
+        )
+
+    def _answered(self, granted: int, limit: str, held: _Held, incarnation: int, waiting: list[Deferred[None]]) -> None:
         view = self._snapshot()
-        if view is None or view[1] != incarnation:
-            self._not_told(None, limit)
-        elif limit in self._held:
-            held = self._held[limit]
-            held.granted = granted
-            if limit in self._renewed:
-                self._end_idle(limit, held.open - granted)
+        if view is None:
+            self._not_answered(Failure(QueueError("the lease ran out meanwhile")), limit, held, waiting)
+            return
+        if view[1] != incarnation:  # what was granted to a former life of ours, others may have by now
+            held.waiting[:0] = waiting
+            held.is_asking = False
+            self._ask(limit, held, view)
+            return
+        held.granted = granted
+        for each in waiting:
+            each.callback(None)
+        held.is_asking = False
+        if limit in self._renewed:
+            self._end_idle(limit, held.open - len(held.waiting) - granted)
+        if held.waiting:
+            self._ask(limit, held, view)
+        elif held.open < granted:
+            self._tell_of(limit)
+        elif not held.open:
+            self._forget(limit)
 
-    def _not_told(self, failure: object, limit: str) -> None:
-        """Redis is away, or our life is over: the lease would end with us, but say it again when we can."""
-        held = self._held.setdefault(limit, _Held())
+    def _not_answered(self, failure: Failure, limit: str, held: _Held, waiting: list[Deferred[None]]) -> None:
+        """Redis is away, or our life is over: the lease would end with us, but what the cluster counts is unknown; say it when we can."""
+        waiting, held.waiting = waiting + held.waiting, []
         held.granted = -1
+        held.is_asking = False
         self._surplus.add(limit)
         self._tell_within(SHARE_SECONDS)
+        for each in waiting:
+            each.errback(failure)
 
 
 class Pace:

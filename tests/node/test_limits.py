@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from typing import Any
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
@@ -33,9 +36,63 @@ class Process:
         self.open += granted
         return granted
 
+    def start(self) -> Deferred[bool]:
+        """Reserve one; the answer may come later."""
+        return Deferred.fromCoroutine(self.limits.reserve("big.example", self.most, True)).addCallback(self._reserved)
+
+    def _reserved(self, granted: bool) -> bool:
+        self.open += granted
+        return granted
+
     def free(self) -> None:
         self.limits.free("big.example")
         self.open -= 1
+
+
+class Line:
+    """One process' way to the store: what it asks arrives later, and so do the answers, each in its order."""
+
+    def __init__(self, throttle: Any) -> None:
+        self._throttle = throttle
+        self.slow = True
+        self._asked: deque[tuple[str, tuple[Any, ...], Deferred[int]]] = deque()
+        self._answers: deque[tuple[Deferred[int], Deferred[int]]] = deque()
+
+    def hold(self, *arguments: Any) -> Deferred[int]:
+        return self._ask("hold", arguments)
+
+    def share(self, *arguments: Any) -> Deferred[int]:
+        return self._ask("share", arguments)
+
+    def _ask(self, name: str, arguments: tuple[Any, ...]) -> Deferred[int]:
+        answer: Deferred[int] = Deferred()
+        self._asked.append((name, arguments, answer))
+        if not self.slow:
+            self.catch_up()
+        return answer
+
+    def arrive(self) -> None:
+        """The oldest question reaches the store."""
+        if self._asked:
+            name, arguments, answer = self._asked.popleft()
+            self._answers.append((answer, getattr(self._throttle, name)(*arguments)))
+
+    def deliver(self, lost: bool = False) -> None:
+        """The oldest answer reaches the process, or the news that there will be none."""
+        if self._answers:
+            waiting, answer = self._answers.popleft()
+            if lost:
+                answer.addErrback(lambda _: None)
+                waiting.errback(QueueError("the answer was lost"))
+            else:
+                answer.chainDeferred(waiting)
+
+    def catch_up(self) -> None:
+        """From now on all is quick."""
+        self.slow = False
+        while self._asked or self._answers:
+            self.arrive()
+            self.deliver()
 
 
 class ConnectionLimitsTest(SynchronousTestCase):
@@ -72,6 +129,169 @@ class ConnectionLimitsTest(SynchronousTestCase):
         world.advance(3, 0.5)
         self.assertEqual(world.cluster.slots.get("big.example", {}), {})
         self.assertEqual(world.clock.getDelayedCalls(), [])
+
+    @settings(max_examples=250, deadline=None)
+    @given(
+        st.lists(
+            st.tuples(
+                st.sampled_from(
+                    [
+                        "reserve",
+                        "reserve",
+                        "free",
+                        "free",
+                        "arrive",
+                        "deliver",
+                        "deliver",
+                        "lose",
+                        "give_up",
+                        "pass",
+                        "pass",
+                        "doubt",
+                        "prove",
+                    ]
+                ),
+                st.booleans(),
+            ),
+            max_size=60,
+        ),
+        st.integers(1, 4),
+    )
+    def test_questions_and_answers_cross(self, steps: list[tuple[str, bool]], most: int) -> None:
+        """Two processes whose questions and answers are on their way while connections come and go, and whose lease is in doubt now and
+        then: together they never have more than the maximum. When it is quiet, the cluster counts what is open, whoever wants one
+        gets it if there is room, and of what is closed nothing is left."""
+        world = World()
+        view = snapshot(1, 2)
+        processes = [Process(world, n, view, most) for n in (1, 2)]
+        lines = [Line(world.throttle) for _ in processes]
+        under_way: list[list[Deferred[bool]]] = [[], []]
+        for process, line in zip(processes, lines, strict=True):
+            process.limits = ConnectionLimits(world.clock, line, process.membership)  # type: ignore[arg-type]
+        for operation, which in steps:
+            process, line, started = processes[which], lines[which], under_way[which]
+            if operation == "reserve":
+                started.append(process.start().addErrback(lambda _: False))
+            elif operation == "give_up" and started:
+                started.pop().cancel()
+            elif operation == "free" and process.open:
+                process.free()
+            elif operation == "arrive":
+                line.arrive()
+            elif operation in ("deliver", "lose"):
+                line.deliver(operation == "lose")
+            elif operation == "pass":
+                world.clock.advance(0.6)
+            elif operation in ("doubt", "prove"):
+                process.view = view if operation == "prove" else None
+            self.assertTrue(sum(each.open for each in processes) <= most)
+        for process, line in zip(processes, lines, strict=True):
+            process.view = view
+            line.catch_up()
+            self.assertTrue(sum(each.open for each in processes) <= most)
+        world.advance(8, 0.25)  # wishes are forgotten, and places are not given way any more
+        counted = world.cluster.slots.get("big.example", {})
+        self.assertEqual(counted, {process.incarnation: process.open for process in processes if process.open})
+        self.assertEqual([process.limits.open_of("big.example") for process in processes], [p.open for p in processes])
+        while sum(each.open for each in processes) < most:
+            self.assertTrue(processes[sum(each.open for each in processes) % 2].reserve())
+        for process in processes:
+            while process.open:
+                process.free()
+        world.advance(8, 0.25)
+        self.assertEqual(world.cluster.slots.get("big.example", {}), {})
+        self.assertEqual([process.limits._held for process in processes], [{}, {}])
+        self.assertEqual(world.clock.getDelayedCalls(), [])
+
+    def test_freed_while_one_more_is_asked_for(self) -> None:
+        """Three are open, a fourth is asked for, and one ends before the answer: the cluster hears that it is three, and another process
+        gets the fourth."""
+        one, two = (Process(self.world, n, snapshot(1, 2), 4) for n in (1, 2))
+        for _ in range(3):
+            one.reserve()
+        self.world.throttle.holding.add("hold")
+        asking = one.start()
+        one.free()
+        self.world.clock.advance(0.6)
+        self.world.throttle.let_go()
+        self.assertTrue(result(asking))
+        self.world.advance(2, 0.5)
+        self.assertEqual(self.world.cluster.slots["big.example"], {1: 3})
+        self.assertTrue(two.reserve())
+
+    def test_given_back_while_one_more_is_asked_for(self) -> None:
+        """Three are open, a fourth is asked for, two end and their places would be given back before the answer: what the answer grants is
+        not used by both processes."""
+        one, two = (Process(self.world, n, snapshot(1, 2), 4) for n in (1, 2))
+        for _ in range(3):
+            one.reserve()
+        self.world.throttle.holding.add("hold")
+        asking = one.start()
+        one.free()
+        one.free()
+        self.world.clock.advance(0.6)
+        held, self.world.throttle.held = self.world.throttle.held, []
+        self.world.throttle.holding.clear()
+        for n, (waiting, answer) in enumerate(held):
+            answer.chainDeferred(waiting)
+            if n == 0:
+                self.assertTrue(result(asking))
+                for _ in range(3):
+                    two.reserve()
+                one.start()
+                one.start()
+            self.assertTrue(one.open + two.open <= 4)
+        self.world.advance(6, 0.5)
+        self.assertEqual(self.world.cluster.slots["big.example"], {1: 4})
+
+    def test_taken_again_while_it_is_given_back(self) -> None:
+        """What the cluster is just told that we do not have any more must be asked for anew."""
+        for _ in range(MOST):
+            self.one.reserve()
+        self.one.free()
+        self.world.throttle.holding.add("hold")
+        self.world.clock.advance(0.6)
+        asking = self.one.start()
+        self.assertEqual(self.one.open, MOST - 1)
+        self.world.throttle.holding.clear()
+        self.assertTrue(self.two.reserve())
+        self.world.throttle.let_go()
+        self.assertFalse(result(asking))
+
+    def test_some_at_once(self) -> None:
+        """Three begin at once and there is room for all: all get one, with two questions."""
+        self.world.throttle.holding.add("hold")
+        starting = [self.one.start() for _ in range(MOST)]
+        self.world.throttle.let_go()
+        self.assertEqual([result(each) for each in starting], [True] * MOST)
+        self.assertEqual(self.world.throttle.count("hold"), 2)
+
+    def test_the_store_is_away_from_all_who_wait(self) -> None:
+        """Who waits for its turn to ask hears it with the one whose question failed."""
+        self.world.throttle.holding.add("hold")
+        starting = [self.one.start() for _ in range(2)]
+        [(waiting, _)] = self.world.throttle.held
+        waiting.errback(QueueError("no answer"))
+        self.assertEqual([result(each) for each in starting], [False, False])
+        self.assertEqual(self.one.limits.open_of("big.example"), 0)
+
+    def test_given_up_while_it_waits(self) -> None:
+        """A reservation that waits for its turn to ask is given up: the next question is not about it."""
+        self.world.throttle.holding.add("hold")
+        first, second = self.one.start(), self.one.start()
+        second.addErrback(lambda _: False)
+        second.cancel()
+        self.world.throttle.let_go()
+        self.assertEqual((result(first), result(second)), (True, False))
+        self.assertEqual((self.world.cluster.slots["big.example"], self.world.throttle.count("hold")), ({1: 1}, 1))
+
+    def test_nothing_is_left_of_a_refusal(self) -> None:
+        """Destinations that had no place for us are forgotten, as those are whose connections ended."""
+        for n in range(10):
+            self.assertTrue(run(self.two.limits.reserve(f"d{n}.example", 1)))
+            self.assertFalse(run(self.one.limits.reserve(f"d{n}.example", 1)))
+        self.world.advance(2, 0.5)
+        self.assertEqual(self.one.limits._held, {})
 
     def test_what_the_dead_held_is_free(self) -> None:
         """A process dies with all connections: as soon as the other sees it, it gets them."""
@@ -215,6 +435,38 @@ class ConnectionLimitsTest(SynchronousTestCase):
         self.world.throttle.let_go()
         self.world.advance(5, 0.5)
         self.assertTrue(self.one.reserve())
+
+    def test_a_share_of_none_ends_also_after_a_doubt(self) -> None:
+        """Our share is none, the lease is in doubt when it would be looked at again, and the connection ends: we do not ask for another
+        before the others had their turn, and then we may have one."""
+        self.one.most = self.two.most = 1
+        self.one.reserve()
+        self.two.reserve()
+        self.world.clock.advance(1.05)
+        self.assertEqual(self.one.limits.shares, {"big.example": 0})
+        view, self.one.view = self.one.view, None
+        self.world.clock.advance(1.05)
+        self.one.view = view
+        self.one.free()
+        self.world.advance(1.4, 0.1)
+        self.assertFalse(self.one.reserve())
+        self.world.advance(0.2, 0.1)
+        self.assertTrue(self.one.reserve())
+
+    def test_a_share_of_what_is_not_shared_any_more(self) -> None:
+        """The operator gave the limit to one domain alone while our share was asked for: the answer does not bind what nobody looks at."""
+        self.one.most = self.two.most = 1
+        self.one.reserve()
+        self.two.reserve()
+        self.world.throttle.holding.add("share")
+        self.world.clock.advance(1)
+        self.one.free()
+        self.world.clock.advance(1)
+        self.assertTrue(run(self.one.limits.reserve("big.example", 1)))
+        self.world.throttle.let_go()
+        self.one.free()
+        self.world.advance(2, 0.5)
+        self.assertTrue(run(self.one.limits.reserve("big.example", 1)))
 
     def test_shares_leave_nobody_out(self) -> None:
         """Four connections, two nodes that hold them all, a third that wishes: all four are used, each node has one."""
