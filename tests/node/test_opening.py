@@ -183,7 +183,7 @@ class ReloadTest(SynchronousTestCase):
             former = DestinationSettings(name="big", mx_suffix=suffix, rate=Rate.of(100), tls="may")
             lowered = evolve(former, rate=Rate.of(1), tls="verify", connections=2)
             node, resolver = Node(), SlowAnswers()
-            routes = Routes(resolver, list.reverse, frozenset(), lambda *_: False, node.world.clock.seconds)
+            routes = Routes(resolver, list.reverse, lambda *_: False, node.world.clock.seconds)
             routes.use(table(former))
             means = evolve(node.means, routes=routes)
             lane = Lane("example.com", node.lane.partition, table(former).lookup("example.com"), means)
