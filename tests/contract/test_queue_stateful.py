@@ -48,7 +48,7 @@ DOMAINS = (_FIRST, _SAME, _OTHER)
 OPERATIONS = (
     *("enqueue", "enqueue", "lease", "lease", "large", "spread", "fan", "fan", "repeat", "cancel", "lose_edge"),
     *("claim", "claim", "claim", "claim", "deliver", "deliver", "fail", "defer", "put_back", "note", "again"),
-    *("claim_overdue", "claim_overdue"),
+    *("claim_overdue", "claim_overdue", "late", "late", "late"),
     *("leave_home", "queue_notice", "notice_done", "look_after", "sweep", "pause"),
     *("join", "beat", "beat", "die", "kill", "acquire", "acquire", "release", "recover", "recover"),
     *("hold", "unhold", "requeue", "bounce", "delete", "flush", "take_bounces", "take_bounces", "tell"),
@@ -413,35 +413,66 @@ class World:
     async def do_deliver(self, a: int, b: int) -> None:
         found = self.a_claim(a, b)
         if found is not None:
-            life, claim = found
-            if await self.with_claim("finish", claim, True, None) is Settled.DONE:
-                self.settles(life, claim)
-            else:
-                self.reached[claim[0].item.id] = {who.text for who in claim[0].item.envelope.recipients}
+            await self.deliver(*found)
+
+    async def deliver(self, life: Life, claim: tuple[Claim, Claim]) -> None:
+        if await self.with_claim("finish", claim, True, None) is Settled.DONE:
+            self.settles(life, claim)
+        else:
+            self.reached[claim[0].item.id] = {who.text for who in claim[0].item.envelope.recipients}
+
+    async def do_late(self, a: int, b: int) -> None:
+        """An operator takes something out of a holder's hands; it is deleted, or another has it then; and the holder still has an outcome. When
+        it reached all, the other fails it, or tries to."""
+        await self.do_lease(a, b)
+        found = self.a_claim(a, b)
+        if found is None:
+            return
+        life, claim = found
+        name, partition = claim[0].item.id, claim[0].partition
+        if self.is_valid(claim):
+            if await self.operate("hold", name) is not Operated.DONE:  # a bounce stays one
+                life.claims.append(claim)
+                return
+            self.holder.pop(name)
+            verb = ("delete", "bounce", "bounce", "release")[b % 4]
+            await self.operate(verb, name)
+            if verb == "delete":
+                self.cancelled.add(name)
+            for other in [each for each in self.lives if partition in each.owned and verb == "bounce"]:
+                await self.take_bounces(other, other.owned[partition])
+        if a % 3 == 0:
+            await self.fail(life, claim, b)
+            return
+        await self.deliver(life, claim)
+        for other in self.lives:
+            for each in [each for each in other.claims if each[0].item.id == name and self.is_valid(each)]:
+                other.claims.remove(each)
+                await self.fail(other, each, b)
 
     async def do_fail(self, a: int, b: int) -> None:
         """All recipients failed: a notice is owed from the same instant on; nobody fails of whom it is known that somebody reached him, and
         nobody for a holder that is not valid any more."""
         found = self.a_claim(a, b)
         if found is not None:
-            life, claim = found
-            if set(claim[0].delivered) >= {who.text for who in claim[0].item.envelope.recipients}:
-                life.claims.append(claim)
-                return
-            item = self.new_item(DOMAINS[b % 3])
-            notice = Notice(item, b"a notice")
-            valid = self.holder.get(claim[0].item.id) == life.incarnation and self.is_valid(claim)
-            settled = await self.with_claim("finish", claim, False, notice)
-            assert (settled is Settled.STALE) == (not valid), f"{settled} of a claim that is {valid=}"
-            if settled is Settled.DONE:
-                assert self.reached.get(claim[0].item.id, set()) <= set(claim[0].delivered), (
-                    "it failed for whom it reached"
-                )
-                self.settles(life, claim, False)
-                self.promised.add(item.id)
-                life.notices.append((claim[0].partition, notice, False))
-            elif settled is Settled.NOTED:
-                life.claims.append(await self.noted(claim))
+            await self.fail(*found, b)
+
+    async def fail(self, life: Life, claim: tuple[Claim, Claim], b: int) -> None:
+        if set(claim[0].delivered) >= {who.text for who in claim[0].item.envelope.recipients}:
+            life.claims.append(claim)
+            return
+        item = self.new_item(DOMAINS[b % 3])
+        notice = Notice(item, b"a notice")
+        valid = self.holder.get(claim[0].item.id) == life.incarnation and self.is_valid(claim)
+        settled = await self.with_claim("finish", claim, False, notice)
+        assert (settled is Settled.STALE) == (not valid), f"{settled} of a claim that is {valid=}"
+        if settled is Settled.DONE:
+            assert self.reached.get(claim[0].item.id, set()) <= set(claim[0].delivered), "it failed for whom it reached"
+            self.settles(life, claim, False)
+            self.promised.add(item.id)
+            life.notices.append((claim[0].partition, notice, False))
+        elif settled is Settled.NOTED:
+            life.claims.append(await self.noted(claim))
 
     def is_valid(self, claim: tuple[Claim, Claim]) -> bool:
         return bool(self.sides[0].cluster.partitions[claim[0].partition].holds(claim[0]))
