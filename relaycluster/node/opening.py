@@ -87,9 +87,9 @@ class Opening:
         """An operator wants to know whether the hosts can be reached now. A rest that a provider asked for stays."""
         self.reach.become(self.reach.window.probed_at_once(now))
 
-    def has_room(self, now: float, is_begun: bool = False) -> bool:
-        """Whether one more connection of this lane is allowed, as far as this process knows. `is_begun` when `count` has it already."""
-        in_use = len(self._lane.carrying) + self.count - is_begun
+    def has_room(self, now: float) -> bool:
+        """Whether one more connection of this lane is allowed, as far as this process knows."""
+        in_use = len(self._lane.carrying) + self.count
         if self._shares_hosts:
             return self._means.crowd.open(self._lane.limit) < self.reach.window.allowed(now)
         if in_use >= self.reach.window.allowed(now):
@@ -119,7 +119,7 @@ class Opening:
         if count == 1 and not sending and any(self._hangs(target, now) for target in self._asked):
             wanted = 2
         if count < wanted and sending + count < lane.settings.connections and now >= self.after_seconds:
-            if self.has_room(now) or self._may_share(now):
+            if self.has_room(now):
                 self.count += 1
                 Deferred.fromCoroutine(self._open()).addErrback(lane.bug, None)
             elif not sending and not self.count:
@@ -136,23 +136,6 @@ class Opening:
             )
             lane.wake_up_after(max(NO_OPENING_SECONDS / 4, after_seconds))
 
-    def _may_share(self, now: float) -> bool:
-        """Whether a connection that another lane left idle may serve this one, which does not know yet where its hosts are. On our turn it
-        would be taken again while DNS is asked."""
-        return not (
-            self._known(now)
-            or self._lane.carrying
-            or self.count
-            or self.is_first
-            or self.reach.window.failures
-            or self.closed_seconds(now)
-        )
-
-    def _known(self, now: float) -> Route | None:
-        """Where the hosts are, as long as that is good."""
-        route = self.route
-        return route if route is not None and route.until_seconds >= now else None
-
     def _hangs(self, target: Target, now: float) -> bool:
         """Whether one of our attempts has been there for long, and not because it waits for a place."""
         since = self._asked.get(target)
@@ -160,10 +143,9 @@ class Opening:
 
     def idle_connection(self, now: float) -> OutboundConnection | None:
         """One that stands already."""
-        route = self._known(now)
-        return self._idle(route) if route is not None else None
-
-    def _idle(self, route: Route) -> OutboundConnection | None:
+        route = self.route
+        if route is None or route.until_seconds < now:
+            return None
         for target in route.kept or route.targets:
             connection = self._means.pool.take(target)
             if connection is not None:
@@ -219,16 +201,12 @@ class Opening:
                 if isinstance(verdict.outcome, outcome.Failed) and not verdict.try_next_host:
                     break
             else:
-                self._stands()
+                if self.reach.window.failures:
+                    self.reach.become(self.reach.window.opened(means.clock.seconds()))
                 return connection
             finally:
                 self._asked.pop(target, None)
         return trouble.after_all_hosts(outcomes)
-
-    def _stands(self) -> None:
-        """A session with a host stands."""
-        if self.reach.window.failures:
-            self.reach.become(self.reach.window.opened(self._means.clock.seconds()))
 
     async def _open(self) -> None:
         """One more connection for what waits."""
@@ -237,17 +215,10 @@ class Opening:
         try:
             limit = lane.limit
             route = await self.find_route()
-            has_room = self.has_room(self._means.clock.seconds(), is_begun=True)
             if isinstance(route, NoRoute):
-                if self._shares_hosts and not has_room:
-                    raise LimitReached(lane.limit)  # the hosts are in use: those that use them know more than DNS
                 self._unreachable(route.outcome)
             elif lane.limit != limit:
                 lane.put_back(0)  # its provider is another now: whatever waits is claimed anew, under its limits
-            elif (connection := self._idle(route)) is not None:
-                self._stands()
-            elif not has_room:
-                raise LimitReached(lane.limit)
             else:
                 found = await self.connect(route.targets)
                 if isinstance(found, OutboundConnection):

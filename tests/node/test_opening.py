@@ -11,14 +11,13 @@ from relaycluster.interfaces import IMXResolver
 from relaycluster.mail import outcome
 from relaycluster.mail.outcome import Stage
 from relaycluster.net.outbound import ConnectFailed, Target
-from relaycluster.node.crowd import LimitReached
 from relaycluster.node.lane import Lane
 from relaycluster.node.opening import IN_ALL_SECONDS, SILENT_SECONDS
-from relaycluster.node.routes import NoRoute, Route, Routes
+from relaycluster.node.routes import Route, Routes
 from relaycluster.policy.pace import SlowDown
 from relaycluster.policy.rate import Rate
 from relaycluster.policy.reply_rules import ReplyRule, ReplyRules
-from relaycluster.policy.routing import MX, Addresses, DestinationSettings, Exchangers, HostPort, MXAnswer, RouteTable
+from relaycluster.policy.routing import MX, Addresses, DestinationSettings, Exchangers, MXAnswer, RouteTable
 from relaycluster.policy.text_pattern import TextPattern
 from tests.node.test_lane import MAIN, REFUSED, FakeConnection, Node
 from tests.support.replies import heard
@@ -197,135 +196,3 @@ class ReloadTest(SynchronousTestCase):
                 self.assertNotEqual(lane.settings.rate, former.rate)
             self.assertEqual(lane.settings, lowered)
             self.assertEqual([target.tls for target, _ in node.attempts], ["verify"])
-
-
-class SharedHostsTest(SynchronousTestCase):
-    """Domains that a limit, and perhaps the hosts, are common to."""
-
-    DOMAINS = tuple(f"d{n}.example" for n in range(6))
-
-    def node(self, most: int, has_hosts: bool = True) -> Node:
-        node = Node(self.DOMAINS, name="L", hosts=(HostPort(MAIN.host, 25),) if has_hosts else (), connections=most)
-        node.targets = (evolve(MAIN, limit="L"),)
-        node.at_once = lambda target: LimitReached("L") if node.crowd.open("L") >= most else node.connection(target)
-        return node
-
-    def one_after_the_other(self, node: Node, domains: tuple[str, ...]) -> None:
-        for domain in domains:
-            node.queue(1, domain)
-            next(lane for lane in node.lanes if lane.domain == domain).wake()
-            for _ in range(20):
-                node.world.advance(0.05)
-                for connection in node.busy:
-                    connection.answer()
-
-    def test_an_idle_connection_serves_a_new_domain(self) -> None:
-        """The only connection there may be is idle: each domain that comes uses it, and none closes it to open its own."""
-        node = self.node(1)
-        self.one_after_the_other(node, self.DOMAINS)
-        self.assertEqual((len(node.made), len(node.done())), (1, 6))
-
-    def test_an_idle_connection_serves_when_the_route_was_too_old(self) -> None:
-        """The same when DNS must be asked again before each message."""
-        node = self.node(1)
-
-        async def found(domain: str, settings: DestinationSettings) -> Route:
-            return Route(node.targets, node.world.clock.seconds() - 0.001)  # a TTL of 0, seen a moment later
-
-        node.find = found  # type: ignore[method-assign]
-        self.one_after_the_other(node, self.DOMAINS + self.DOMAINS)
-        self.assertEqual((len(node.made), len(node.done())), (1, 12))
-
-    def test_an_idle_connection_serves_under_a_provider_that_was_slowed_down(self) -> None:
-        """The domains have hosts of their own, which are the same; what is left of the provider's window is one connection."""
-        node = self.node(20, has_hosts=False)
-        group = node.lane.opening.group
-        group.become(group.window.slowed(1, 0.0, 0.5))
-        node.world.advance(6)
-        self.one_after_the_other(node, self.DOMAINS)
-        self.assertEqual((len(node.made), len(node.done())), (1, 6))
-
-    def test_dns_slower_than_all(self) -> None:
-        """All domains ask DNS at once, and have the answer at once: no more connections are made than the window allows."""
-        node = self.node(20)
-        asked: list[Deferred[None]] = []
-
-        async def found(domain: str, settings: DestinationSettings) -> Route:
-            asked.append(Deferred())
-            await asked[-1]
-            return Route(node.targets, float("inf"))
-
-        node.find = found  # type: ignore[method-assign]
-        for domain, lane in zip(self.DOMAINS, node.lanes, strict=True):
-            node.queue(1, domain)
-            lane.wake()
-        self.assertEqual(len(asked), 6)
-        for each in asked:
-            each.callback(None)
-        self.assertEqual((len(node.busy), len(node.made)), (2, 2))
-        for _ in range(40):
-            node.world.advance(0.1)
-            for connection in node.busy:
-                connection.answer()
-        self.assertEqual(len(node.done()), 6)
-
-    def test_dns_fails_while_the_hosts_are_in_use(self) -> None:
-        """Whoever asks DNS for the hosts of a connection that carries mail, in vain, waits for his turn: the window stays."""
-        node = self.node(1)
-        first, second = self.DOMAINS[:2]
-        node.queue(1, first)
-        node.lanes[0].wake()
-        node.no_route = NoRoute(REFUSED)
-        node.queue(1, second)
-        window = node.lane.opening.reach.window
-        node.lanes[1].wake()
-        node.world.advance(3)
-        self.assertEqual((node.lane.opening.reach.window, node.world.events("deferred")), (window, []))
-        node.no_route = None
-        for _ in range(40):
-            for connection in node.busy:
-                connection.answer()
-            node.world.advance(0.1)
-        self.assertEqual(len(node.done()), 2)
-
-    def test_a_turn_is_not_lost_to_dns(self) -> None:
-        """A domain whose route is too old at each of its turns: the connection is not taken again, while DNS is asked, by who left it."""
-        node = self.node(1)
-        clock = node.world.clock
-
-        class Closing(FakeConnection):
-            """It ends a moment after it was told to."""
-
-            def close(self) -> None:
-                self.usable = False
-                clock.callLater(0.1, self.go)
-
-        def connected(target: Target) -> LimitReached | FakeConnection:
-            if node.crowd.open("L"):
-                return LimitReached("L")
-            node.made.append(Closing(target, clock=clock))
-            return node.made[-1]
-
-        node.at_once = connected
-        answers: list[Deferred[None]] = []
-
-        async def found(domain: str, settings: DestinationSettings) -> Route:
-            if domain == self.DOMAINS[0]:
-                return Route(node.targets, float("inf"))
-            answers.append(Deferred())
-            await answers[-1]
-            return Route(node.targets, node.world.clock.seconds())
-
-        node.find = found  # type: ignore[method-assign]
-        node.queue(200, self.DOMAINS[0])
-        node.lanes[0].wake()
-        node.queue(1, self.DOMAINS[1])
-        node.lanes[1].wake()
-        for _ in range(60):
-            node.world.advance(0.2, 0.05)
-            for connection in node.busy:
-                connection.answer()
-            while answers:
-                answers.pop().callback(None)
-        self.assertFalse(node.lanes[1].in_hand)
-        self.assertTrue(node.lanes[0].in_hand)
