@@ -143,14 +143,19 @@ class Opening:
 
     def idle_connection(self, now: float) -> OutboundConnection | None:
         """One that stands already."""
-        route = self.route
-        if route is None or route.until_seconds < now:
+        route = self._known_route(now)
+        if route is None:
             return None
         for target in route.kept or route.targets:
             connection = self._means.pool.take(target)
             if connection is not None:
                 return connection
         return None
+
+    def _known_route(self, now: float) -> Route | None:
+        """Where the hosts are, as long as that holds."""
+        route = self.route
+        return route if route is not None and route.until_seconds >= now else None
 
     def others(self, tried: set[str]) -> list[Target]:
         """The targets on the hosts that were not tried."""
@@ -249,10 +254,18 @@ class Opening:
             return
         if means.crowd.wait(limit, lane, self.is_first):
             lane.wake_up_after(CROWDED_SECONDS)
-            means.pool.retire_idle(limit)
+            if self._shares_hosts and self._known_route(means.clock.seconds()) is None:
+                # What is idle goes to our hosts, too, as we shall know in a moment.
+                Deferred.fromCoroutine(self._find_out()).addErrback(lane.bug, None)
+            else:
+                means.pool.retire_idle(limit)
         else:
             means.crowd.full(limit, means.clock.seconds() + CROWDED_SECONDS)
             lane.put_back(CROWDED_SECONDS)
+
+    async def _find_out(self) -> None:
+        await self.find_route()
+        self._lane.pump()
 
     def _unreachable(self, result: outcome.Deferred | outcome.Failed) -> None:
         """No host of the destination could be reached: that holds for all that waits, unless a connection stands."""

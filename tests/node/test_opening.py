@@ -17,7 +17,7 @@ from relaycluster.node.routes import Route, Routes
 from relaycluster.policy.pace import SlowDown
 from relaycluster.policy.rate import Rate
 from relaycluster.policy.reply_rules import ReplyRule, ReplyRules
-from relaycluster.policy.routing import MX, Addresses, DestinationSettings, Exchangers, MXAnswer, RouteTable
+from relaycluster.policy.routing import MX, Addresses, DestinationSettings, Exchangers, HostPort, MXAnswer, RouteTable
 from relaycluster.policy.text_pattern import TextPattern
 from tests.node.test_lane import MAIN, REFUSED, FakeConnection, Node
 from tests.support.replies import heard
@@ -196,3 +196,22 @@ class ReloadTest(SynchronousTestCase):
                 self.assertNotEqual(lane.settings.rate, former.rate)
             self.assertEqual(lane.settings, lowered)
             self.assertEqual([target.tls for target, _ in node.attempts], ["verify"])
+
+
+class SharedHostsTest(SynchronousTestCase):
+    def test_an_idle_connection_serves_a_new_domain(self) -> None:
+        """All connections to a smarthost that there may be stand idle: each domain that comes uses them, and none ends one to open its own."""
+        domains = [f"d{n}.example" for n in range(12)]
+        for most in (1, 2):
+            node = Node(domains, name="L", hosts=(HostPort(MAIN.host, 25),), connections=most)
+            node.targets = (evolve(MAIN, limit="L"),)
+            node.at_once = node.up_to(most)
+            for at in range(0, len(domains), most):
+                for lane in node.lanes[at : at + most]:
+                    node.queue(1, lane.domain)
+                    lane.wake()
+                for _ in range(20):
+                    node.world.advance(0.05)
+                    for connection in node.busy:
+                        connection.answer()
+            self.assertEqual((len(node.made), len(node.done())), (most, len(domains)))
