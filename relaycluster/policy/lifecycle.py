@@ -55,9 +55,7 @@ class Partition:
     bouncing: dict[str, int] = field(factory=dict)  # id → since
     reasons: dict[str, str] = field(factory=dict)  # id → why the operator bounced it
     done: set[str] = field(factory=set)
-    undelivered: dict[str, bytes] = field(
-        factory=dict
-    )  # of these, id → the token that settled it, not everybody having got it
+    undelivered: dict[str, bytes] = field(factory=dict)  # those that not everybody got → the token that settled them
     notes: dict[str, tuple[str, ...]] = field(factory=dict)
     notices: dict[str, Notice] = field(factory=dict)
     spread: dict[str, tuple[Item, ...]] = field(factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from relaycluster.node.crowd import Crowd
-from tests.node.test_lane import Node
+from tests.node.lanes import Node
 
 
 class Somebody:

@@ -9,7 +9,7 @@ from relaycluster.node.operations import Operations
 from relaycluster.policy.pause import Why
 from relaycluster.policy.suspension import LOOK_AGAIN_MS, Suspension, Suspensions
 from relaycluster.store.memory_operator import MemoryOperator
-from tests.node.test_lane import REFUSED, Node
+from tests.node.lanes import REFUSED, Node
 from tests.node.test_settle import RETRY
 from tests.node.world import counting, result
 

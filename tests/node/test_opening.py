@@ -19,7 +19,7 @@ from relaycluster.policy.rate import Rate
 from relaycluster.policy.reply_rules import ReplyRule, ReplyRules
 from relaycluster.policy.routing import MX, Addresses, DestinationSettings, Exchangers, HostPort, MXAnswer, RouteTable
 from relaycluster.policy.text_pattern import TextPattern
-from tests.node.test_lane import MAIN, REFUSED, FakeConnection, Node
+from tests.node.lanes import MAIN, REFUSED, FakeConnection, Node
 from tests.support.replies import heard
 
 GREETING_SECONDS = 300.0

@@ -12,7 +12,7 @@ from relaycluster.policy.pace import SlowDown
 from relaycluster.policy.reply_rules import ReplyRule, ReplyRules
 from relaycluster.policy.text_pattern import TextPattern
 from relaycluster.policy.window import MOST_PARK_SECONDS
-from tests.node.test_lane import Node
+from tests.node.lanes import Node
 from tests.support.replies import heard
 
 

@@ -19,7 +19,7 @@ from relaycluster.node.limits import ConnectionLimits
 from relaycluster.node.routes import Route
 from relaycluster.policy.rate import Rate
 from relaycluster.policy.routing import DestinationSettings
-from tests.node.test_lane import LATER, MAIN, NEVER, NO_UTF8, REFUSED, SHUTTING_DOWN, FakeConnection, Node
+from tests.node.lanes import LATER, MAIN, NEVER, NO_UTF8, REFUSED, SHUTTING_DOWN, FakeConnection, Node
 from tests.node.world import result, snapshot
 
 TOO_MANY = outcome.Deferred(Reply.of(452, "4.5.3", "too many"), Stage.RCPT, "mx1.example")

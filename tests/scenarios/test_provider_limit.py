@@ -17,7 +17,7 @@ from tests.support.nodes import Cluster, Node
 from tests.support.processes import Processes, free_port, wait_until
 from tests.support.redis_server import RedisServer
 from tests.support.scale import scaled
-from tests.support.sink import Rule, Sink
+from tests.support.sink import Received, Rule, Sink
 
 DOMAINS = 40
 RATE = 100
@@ -93,11 +93,11 @@ def test_a_rate_for_a_provider(processes: Processes, redis: RedisServer, mx: Sin
     assert len(load.wait()) == len(load.accepted())
     other.wait()
 
-    def of_provider() -> list[float]:
-        return [message.at for message in mx.messages() if "@other" not in message.recipients[0]]
+    def of_provider() -> list[Received]:
+        return [message for message in mx.messages() if "@other" not in message.recipients[0]]
 
     wait_until(lambda: len(of_provider()) >= RATE * WATCHED_SECONDS // 2, "half of it went out", 300)
-    senders = {message.helo for message in mx.messages() if "@other" not in message.recipients[0]}
+    senders = {message.helo for message in of_provider()}
     assert senders == {f"{node.name}.relay.test" for node in nodes}, senders
     nodes[2].kill()
     killed_at = time.monotonic()
@@ -105,7 +105,7 @@ def test_a_rate_for_a_provider(processes: Processes, redis: RedisServer, mx: Sin
     assert not found.missing
     after = carried([edge.smtp], mx, 800, others)
 
-    times = of_provider()
+    times = [message.at for message in of_provider()]
     most = max(bisect_left(times, start + WINDOW_SECONDS) - number for number, start in enumerate(times))
     first, last = times[0] + 2, times[-1] - 2
     outside = [at for at in times if first <= at < last and not killed_at <= at < killed_at + TAKE_OVER_SECONDS]

@@ -37,11 +37,9 @@ def test_fifty_a_second_over_a_hand_over(processes: Processes, redis: RedisServe
     edge = cluster.node("edge", ["edge"])
     nodes = {f"{name}.relay.test": cluster.node(name, ["delivery"]) for name in ("a", "b")}
     cluster.start()
-    before = carried([edge.smtp], sink, 400, lambda number: [f"u@other{number % 40}.test"])
+    before = carried([edge.smtp], sink, 400, other)
     limited = Load([edge.smtp], RATE * (WATCHED_SECONDS + 5), lambda number: [f"u{number}@limited.test"]).start()
-    others = Load(
-        [edge.smtp], 40 * WATCHED_SECONDS, lambda number: [f"u@other{number % 40}.test"], connections=5, per_second=40
-    ).start()
+    others = Load([edge.smtp], 40 * WATCHED_SECONDS, other, connections=5, per_second=40).start()
     assert len(limited.wait()) == len(limited.accepted())
 
     wait_until(lambda: len(arrivals(sink)) >= RATE * WATCHED_SECONDS // 2, "half of it went out", 200)
@@ -59,7 +57,7 @@ def test_fifty_a_second_over_a_hand_over(processes: Processes, redis: RedisServe
     assert most <= RATE + TOLERANCE, f"{most} within one second"
     start, end = times[0], times[0] + WATCHED_SECONDS
     outside = [at for at in times if start <= at < end and not drained_at <= at < drained_at + HAND_OVER_SECONDS]
-    after = carried([edge.smtp], sink, 400, lambda number: [f"u@other{number % 40}.test"])
+    after = carried([edge.smtp], sink, 400, other)
     used = len(outside) / (WATCHED_SECONDS - HAND_OVER_SECONDS)
     print(f"at most {most} in a second, {used:.1f} outside of the hand-over")
     assert used >= USED * due(RATE, before, after)
@@ -71,6 +69,11 @@ def test_fifty_a_second_over_a_hand_over(processes: Processes, redis: RedisServe
     )
     assert median(waited) < median(limited_waited) / 20
     assert waited[-1] < median(limited_waited) / 2
+
+
+def other(number: int) -> list[str]:
+    """Recipients without a limit."""
+    return [f"u@other{number % 40}.test"]
 
 
 def is_limited(recipients: list[str]) -> bool:

@@ -14,7 +14,6 @@ Number = TypeVar("Number", int, float)
 def scaled(usual: Number, full: Number) -> Number:
     """`full` when the whole measure is asked for, else `usual`.
 
-    Also for what a machine must come up to: `make test` runs on shared ones, which may be five times slower from one minute to the
-    next, and finds out whether something is broken; the full measure, alone on a machine, finds out how well it works.
+    What a machine must come up to is better a part of what it does in the same run (`capacity.py`).
     """
     return full if FULL else usual

@@ -7,10 +7,10 @@
 -- reported deliveries that the holder does not know of
 -- First write: HDEL (ZREM for a stale holder's fact).
 -- needs: now item waiting take settle trace
-local K, id = KEYS[1], ARGV[2]
+local K, id, to_all = KEYS[1], ARGV[2], ARGV[8] == '1'
 local token = redis.call('HGET', K .. LEASED, id)
 if token == ARGV[3] then
-  if ARGV[8] ~= '1' then
+  if not to_all then
     local note = redis.call('HGET', K .. NOTES, id)
     if note and note ~= ARGV[14] then return {'noted', note} end
   end
@@ -19,10 +19,10 @@ else
   local packed = redis.call('GET', K .. ITEM .. id)
   if not packed then
     local by = redis.call('HGET', K .. DONE .. ARGV[4], ARGV[5])
-    if by and (ARGV[8] == '1' or by == ARGV[3]) then return 'done' end
+    if by and (to_all or by == ARGV[3]) then return 'done' end
     return 'stale'
   end
-  if ARGV[8] ~= '1' then return 'stale' end
+  if not to_all then return 'stale' end
   if token then
     redis.call('DEL', K .. ':scratch')
     redis.call('HSET', K .. NOTES, id, '*')
@@ -33,7 +33,7 @@ else
   end
 end
 forget(K, id, tonumber(ARGV[7]))
-remember(K, ARGV[4], ARGV[5], ARGV[6], ARGV[8] ~= '1' and ARGV[3] or '')
+remember(K, ARGV[4], ARGV[5], ARGV[6], to_all and '' or ARGV[3])
 if ARGV[9] ~= '' then owe(K, ARGV[9], ARGV[10], now(ARGV[1]) + ARGV[11]) end
 if ARGV[13] ~= '' then add_trace(K, ARGV[12], ARGV[13], ARGV[1]) end
 return 'done'
